@@ -1,0 +1,222 @@
+"""What a bundle's manifest.json says, as frozen records: everything a model needs to be run.
+
+Nothing here names a model. A field that only one model would use belongs into its graphs instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+SCHEMA_VERSION = 1
+
+Task: TypeAlias = Literal["caption", "query", "detect", "point", "classify", "embed"]
+Role: TypeAlias = Literal[
+    "vision",
+    "project",
+    "prefuse",
+    "decoder",
+    "region_coordinate_encoder",
+    "region_coordinate_decoder",
+    "region_size_encoder",
+    "region_size_decoder",
+    "classifier",
+    "text",
+]
+Precision: TypeAlias = Literal["fp32", "fp16", "int8", "int4"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One input or output of a graph: NumPy's dtype name and axes, an int where fixed and a name where free."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSpec:
+    """One graph: its file, relative to the bundle, and what goes in and out."""
+
+    file: str
+    precision: Precision
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TilingSpec:
+    """How a large image is cut into overlapping local crops, and how their features are joined again.
+
+    A crop is `grid` x `grid` patches of `patch_px`; neighbors share 2 * `margin_patches` of them. Features of local
+    crops are stitched without their margins, averaged down to one grid and put beside the global crop's.
+    """
+
+    patch_px: int
+    margin_patches: int
+    max_crops: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """Image to crops: square crops of `crop_px`, values (x / 255 - mean) / std, RGB."""
+
+    crop_px: int
+    resample: Literal["lanczos", "bicubic", "bilinear"]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    tiling: TilingSpec | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSpec:
+    """The decoder's KV cache: float32 keys and values (1, kv_heads, max_context, head_dim) per layer."""
+
+    n_layers: int
+    n_kv_heads: int
+    head_dim: int
+    max_context: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """Token ids put before and after the words of a prompt."""
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasoningSpec:
+    """How a model thinks before it answers: think until `answer_id`, which starts the answer.
+
+    Between `ground_start_id` and `ground_end_id` the text is grounded: each `coordinate_id` is one coordinate, read
+    from the hidden state by the region graphs, and two of them are a point.
+    """
+
+    template: Template
+    answer_prompt: tuple[int, ...]
+    answer_id: int
+    coordinate_id: int
+    ground_start_id: int
+    ground_end_id: int
+    suppressed_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSpec:
+    """From words to token ids, and when an answer ends.
+
+    `suppressed_ids` never follow the first token of an answer. `object_prefix` is put before the name of an object.
+    `spatial_point` and `spatial_box` are the placeholders of a reference to a place in the image; their embeddings
+    are replaced by those of its coordinates and size.
+    """
+
+    bos_id: int
+    eos_id: int
+    captions: dict[str, tuple[int, ...]]
+    query: Template
+    detect: Template | None = None
+    point: Template | None = None
+    reasoning: ReasoningSpec | None = None
+    suppressed_ids: tuple[int, ...] = ()
+    object_prefix: str = ""
+    spatial_point: tuple[int, ...] = ()
+    spatial_box: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionSpec:
+    """Bins of coordinates and sizes. A coordinate is bin / coordinate_bins.
+
+    A size is bin / size_bins ("linear") or 2 ** (10 * bin / (size_bins - 1) - 10) ("log").
+    """
+
+    coordinate_bins: int
+    size_bins: int
+    size_scale: Literal["log", "linear"]
+    max_objects: int = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSpec:
+    """The reference's own sampling, used when a caller asks for the model's defaults."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a bundle comes from. `tools` maps a package's name to its version; `date` is ISO 8601 in UTC."""
+
+    source: str
+    revision: str
+    license: str
+    date: str
+    tools: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphFidelity:
+    """One graph against its torch module on the golden inputs.
+
+    `relative_error` is the largest absolute difference over the largest absolute value; `cosine` the mean over rows.
+    """
+
+    role: Role
+    relative_error: float
+    cosine: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityReport:
+    """A bundle against the torch module in float32.
+
+    `greedy_agreement` is the share of greedily generated tokens that the module would have chosen too;
+    `top1_agreement` and `kl_divergence` (mean, nats) compare next-token distributions over `n_positions` held-out
+    positions.
+    """
+
+    graphs: tuple[GraphFidelity, ...]
+    logits_relative_error: float
+    greedy_agreement: float
+    top1_agreement: float
+    kl_divergence: float
+    n_positions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """Size and checksum of one file of the bundle."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The whole of manifest.json. Paths are relative to the bundle and use forward slashes."""
+
+    schema_version: int
+    name: str
+    family: str
+    description: str
+    precision: Precision
+    tasks: tuple[Task, ...]
+    graphs: dict[str, GraphSpec]
+    files: dict[str, FileRecord]
+    provenance: Provenance
+    image: ImageSpec | None = None
+    cache: CacheSpec | None = None
+    prompt: PromptSpec | None = None
+    region: RegionSpec | None = None
+    sampling: SamplingSpec | None = None
+    tokenizer: str | None = None
+    embedding: str | None = None
+    golden: str | None = None
+    labels: str | None = None
+    fidelity: FidelityReport | None = None
+    notes: dict[str, str] = field(default_factory=dict)
