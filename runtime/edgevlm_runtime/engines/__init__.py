@@ -10,6 +10,11 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from edgevlm_runtime.engines.threads import thread_count
+from edgevlm_runtime.errors import EngineError, InvalidOption
+
+ENGINES = ("auto", "onnxruntime")
+
 Array: TypeAlias = npt.NDArray[Any]
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 
@@ -47,3 +52,23 @@ class Engine(Protocol):
             EngineError: the engine can not read the file.
         """
         ...
+
+
+def open_engine(name: str = "auto", threads: int | None = None) -> Engine:
+    """The engine of that name; "auto" takes the best one installed.
+
+    `threads` is how many threads one graph may use: EDGEVLM_THREADS or the number of physical cores when None.
+
+    Raises:
+        InvalidOption: an unknown name, or a count that can not be used.
+        EngineError: the engine is not installed.
+    """
+    if name not in ENGINES:
+        raise InvalidOption(f"engine {name!r} is unknown; known: {', '.join(ENGINES)}")
+    count = thread_count(threads)
+    try:
+        from edgevlm_runtime.engines.onnxruntime import OnnxRuntimeEngine
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise EngineError(f"engine onnxruntime can not be loaded ({reason}): pip install onnxruntime") from error
+    return OnnxRuntimeEngine(threads=count)
