@@ -108,7 +108,8 @@ class ReasoningSpec:
 class PromptSpec:
     """From words to token ids, and when an answer ends.
 
-    `suppressed_ids` never follow the first token of an answer. `object_prefix` is put before the name of an object.
+    `suppressed_ids` never follow the first token of an answer. `object_prefix` is put before the name of an object,
+    `question_prefix` before a question.
     `spatial_point` and `spatial_box` are the placeholders of a reference to a place in the image; their embeddings
     are replaced by those of its coordinates and size.
     """
@@ -122,6 +123,7 @@ class PromptSpec:
     reasoning: ReasoningSpec | None = None
     suppressed_ids: tuple[int, ...] = ()
     object_prefix: str = ""
+    question_prefix: str = ""
     spatial_point: tuple[int, ...] = ()
     spatial_box: tuple[int, ...] = ()
 

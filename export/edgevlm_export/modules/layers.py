@@ -75,7 +75,7 @@ class Attention(nn.Module):
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
     """(batch, tokens, heads * head_dim) to (batch, heads, tokens, head_dim)."""
-    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+    return x.reshape(*x.shape[:-1], n_heads, -1).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
@@ -97,8 +97,8 @@ def full_attention(n_heads: int) -> Attend:
                 version=1,
             )
             return traced
-        heads = (split_heads(x, n_heads) for x in (q, k, v))
-        return merge_heads(functional.scaled_dot_product_attention(*heads))
+        query, key, value = (split_heads(x, n_heads) for x in (q, k, v))
+        return merge_heads(functional.scaled_dot_product_attention(query, key, value))
 
     return attend
 
@@ -125,9 +125,7 @@ class Rotary:
         return torch.cat((first * cos - second * sin, first * sin + second * cos, rest), dim=-1)
 
 
-def masked_attention(
-    rotary: Rotary, positions: Tensor, mask: Tensor | None, n_heads: int, n_kv_heads: int
-) -> Attend:
+def masked_attention(rotary: Rotary, positions: Tensor, mask: Tensor | None, n_heads: int, n_kv_heads: int) -> Attend:
     """Rotated attention of a whole sequence.
 
     mask is boolean, True where a query may look, broadcast over (batch, heads, queries, keys); None is causal.

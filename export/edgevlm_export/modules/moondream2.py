@@ -13,7 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgevlm_export.modules.layers import Attend, Attention, LayerNorm, Linear, Mlp, Rotary, full_attention, masked_attention
+from edgevlm_export.modules.layers import (
+    Attend,
+    Attention,
+    LayerNorm,
+    Linear,
+    Mlp,
+    Rotary,
+    full_attention,
+    masked_attention,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +129,7 @@ class Vision(nn.Module):
         return y
 
     def project(self, features: Tensor) -> Tensor:
-        """Global and pooled local features side by side (images, patches, 2 * enc_dim) to tokens (images, patches, dim)."""
+        """Global and pooled local features (images, patches, 2 * enc_dim) to tokens (images, patches, dim)."""
         y: Tensor = self.proj_mlp(features)
         return y
 
@@ -207,7 +216,7 @@ class Region(nn.Module):
     def decode_size(self, hidden: Tensor) -> Tensor:
         """Hidden states (n, dim) to logits of bins for width and height (n, 2, size_bins)."""
         logits: Tensor = self.size_decoder(hidden)
-        return logits.unflatten(-1, (2, -1))
+        return logits.reshape(*logits.shape[:-1], 2, -1)
 
 
 def fourier_features(x: Tensor, weight: Tensor) -> Tensor:
