@@ -83,7 +83,7 @@ class _OnnxGraph:
         """See `Graph.run`."""
         self._check(inputs, shared)
         # Kept in this frame: the binding holds addresses only.
-        contiguous = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        contiguous = {name: np.asarray(array, order="C") for name, array in inputs.items()}
         updated = {buffer.output for buffer in shared}
         fresh = [name for name in self._outputs if name not in updated]
         try:

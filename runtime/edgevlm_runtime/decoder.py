@@ -1,0 +1,133 @@
+"""Embeddings and a cache to logits and a hidden state: one graph call, the same for prefill and single steps.
+
+What a token may look at is decided by the bias that is built here; positions are those of the cache. Nothing here
+knows of text, sampling or images.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgevlm_runtime.engines import Array, FloatArray, Graph
+from edgevlm_runtime.errors import DamagedBundle, EngineError
+from edgevlm_runtime.kv_cache import KVCache
+from edgevlm_runtime.manifest import CacheSpec
+
+MASKED = np.float32(-1e9)  # finite: softmax of -inf alone would be NaN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What the decoder says after its last token: float32 logits (vocab,), hidden (1, dim) before the last norm."""
+
+    logits: FloatArray
+    hidden: FloatArray
+
+
+class Decoder:
+    """The `decoder` graph and its embedding table (vocab, dim), float32 or float16. Shared by threads."""
+
+    def __init__(self, graph: Graph, embedding: Array, spec: CacheSpec) -> None:
+        self._graph = graph
+        self._embedding = embedding
+        self._spec = spec
+        self._no_bias = np.zeros((1, 1, 1, spec.max_context), np.float32)
+
+    def new_cache(self) -> KVCache:
+        """An empty cache for this decoder."""
+        return KVCache(self._spec)
+
+    def embed(self, token_ids: Sequence[int]) -> FloatArray:
+        """Token ids to float32 embeddings (tokens, dim).
+
+        Raises:
+            DamagedBundle: an id has no row in the table, so the tokenizer is not this model's.
+        """
+        n_rows = len(self._embedding)
+        if stray := [token for token in token_ids if not 0 <= token < n_rows]:
+            raise DamagedBundle(
+                f"token id {stray[0]} is not in the embedding table of {n_rows} rows; export the model again"
+            )
+        return np.asarray(self._embedding[list(token_ids)], np.float32)
+
+    def run(self, embeddings: FloatArray, cache: KVCache, *, bidirectional: bool = False) -> Step:
+        """Append embeddings (tokens, dim) to the cache and return the step after the last of them.
+
+        Tokens see the whole cache and what comes before them in this call; `bidirectional` ones see all of this call.
+
+        Raises:
+            ContextOverflow: the cache has too few positions left; nothing was run.
+            EngineError: the graph failed, or gave values that are not finite.
+        """
+        n_tokens = len(embeddings)
+        cache.require(n_tokens)
+        total = cache.length + n_tokens
+        inputs: dict[str, Array] = {
+            "embeddings": embeddings[None],
+            "attention_bias": self._bias(cache.length, n_tokens, bidirectional),
+            "seqlens_k": np.array([total - 1], np.int32),
+            "total_sequence_length": np.array(total, np.int32),
+            "logit_positions": np.array([n_tokens - 1], np.int64),
+        }
+        outputs = self._graph.run(inputs, cache.shared)
+        cache.advance(n_tokens)
+        if not np.isfinite(outputs["hidden"]).all():
+            raise EngineError(f"decoder: hidden state at position {total - 1} is not finite; verify the bundle")
+        return Step(logits=outputs["logits"][0], hidden=outputs["hidden"])
+
+    def _bias(self, n_past: int, n_tokens: int, bidirectional: bool) -> FloatArray:
+        """Float32 (1, 1, tokens, past + tokens): 0 where a token may look, MASKED where not."""
+        total = n_past + n_tokens
+        if n_tokens == 1:
+            return self._no_bias[..., :total]
+        bias = np.zeros((1, 1, n_tokens, total), np.float32)
+        if not bidirectional:
+            bias[0, 0, :, n_past:][np.triu_indices(n_tokens, k=1)] = MASKED
+        return bias
+
+
+class Session:
+    """One question on its way through the decoder: its cache, and the time it took."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache, *, image_tokens: int = 0, image_ms: float = 0.0) -> None:
+        self._decoder = decoder
+        self._cache = cache
+        self.image_tokens = image_tokens
+        self.image_ms = image_ms
+        self.prompt_tokens = 0
+        self.prefill_ms = 0.0
+        self.decode_ms = 0.0
+        self.n_steps = 0
+
+    @property
+    def left(self) -> int:
+        """Positions that are still free."""
+        return self._cache.left
+
+    def require(self, n_tokens: int) -> None:
+        """Raise ContextOverflow where `n_tokens` more do not fit."""
+        self._cache.require(n_tokens)
+
+    def prefill(self, embeddings: FloatArray) -> Step:
+        """Run a prompt (tokens, dim); raises as `Decoder.run`."""
+        start = time.perf_counter()
+        step = self._decoder.run(embeddings, self._cache)
+        self.prefill_ms += 1e3 * (time.perf_counter() - start)
+        self.prompt_tokens += len(embeddings)
+        return step
+
+    def step(self, embedding: FloatArray) -> Step:
+        """Run one more token (1, dim); raises as `Decoder.run`."""
+        start = time.perf_counter()
+        step = self._decoder.run(embedding, self._cache)
+        self.decode_ms += 1e3 * (time.perf_counter() - start)
+        self.n_steps += 1
+        return step
+
+    def embed(self, token_ids: Sequence[int]) -> FloatArray:
+        """Token ids to embeddings; see `Decoder.embed`."""
+        return self._decoder.embed(token_ids)
