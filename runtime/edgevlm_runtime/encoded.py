@@ -1,0 +1,45 @@
+"""An image that was encoded once and can be asked many times."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from edgevlm_runtime.engines import FloatArray
+from edgevlm_runtime.kv_cache import KVCache
+
+
+class EncodedImage:
+    """Image tokens and, for a model with a decoder, the keys and values that it keeps of them.
+
+    It belongs to the model that encoded it and may be asked by several threads at once.
+    `embeddings` float32 (tokens, dim) are the image tokens; `width` and `height` are pixels of the upright image.
+    """
+
+    def __init__(self, *, owner: object, embeddings: FloatArray, cache: KVCache, size: tuple[int, int]) -> None:
+        self.owner = owner
+        self.embeddings = embeddings
+        self.height, self.width = size
+        self._cache = cache
+        self._prefix = cache.length
+        self._busy = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"EncodedImage({self.width} x {self.height} pixels, {len(self.embeddings)} tokens)"
+
+    @contextmanager
+    def borrow(self) -> Iterator[KVCache]:
+        """A cache that holds the image, to go on from; whatever happens, the image is as before afterwards.
+
+        The image's own cache serves one question at a time; while it is busy, others get a copy.
+        """
+        # Not a with statement: a stream may be closed by another thread than the one that started it.
+        if not self._busy.acquire(blocking=False):
+            yield self._cache.fork(self._prefix)
+            return
+        try:
+            yield self._cache
+        finally:
+            self._cache.rollback(self._prefix)
+            self._busy.release()

@@ -1,0 +1,259 @@
+"""Model: what a bundle can be asked. Parts are opened here and put together; the work is done in the other files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TypeAlias
+
+from edgevlm_runtime.answer import Answer, Detections, Points, timings_of, usage_of
+from edgevlm_runtime.bundle import Bundle, open_bundle
+from edgevlm_runtime.decoder import Session
+from edgevlm_runtime.encoded import EncodedImage
+from edgevlm_runtime.engines import Engine, FloatArray, open_engine
+from edgevlm_runtime.errors import EngineError, InvalidOption, UnsupportedTask
+from edgevlm_runtime.generate import Writer
+from edgevlm_runtime.graphs import Graphs
+from edgevlm_runtime.image import ImageSource, load_image
+from edgevlm_runtime.manifest import Manifest, Task
+from edgevlm_runtime.options import GenerateOptions, LoadOptions
+from edgevlm_runtime.parts import TextParts, needed, open_text
+from edgevlm_runtime.prompts import Prompt, SpatialRef
+from edgevlm_runtime.regions import Locator
+from edgevlm_runtime.streams import AnswerStream, Checkpoint, iterate, run_to_end
+from edgevlm_runtime.vision import VisionTower
+
+AnyImage: TypeAlias = ImageSource | EncodedImage
+GREEDY = GenerateOptions()
+
+
+def load(source: str | os.PathLike[str] | Bundle, options: LoadOptions | None = None) -> Model:
+    """Open a bundle, given as its folder or already opened.
+
+    Raises:
+        BundleError: it is missing or damaged.
+        EngineError: the engine is not installed, or can not open the decoder.
+    """
+    options = options or LoadOptions()
+    start = time.perf_counter()
+    bundle = source if isinstance(source, Bundle) else open_bundle(Path(source))
+    return Model(bundle, open_engine(options.engine, options.threads), start=start)
+
+
+class Model:
+    """A model to ask about images, shared by threads. Close it, or use it in a with statement, to free its memory.
+
+    `image` is an image of any kind, or one that `encode` gave, which saves encoding it again (`options.max_crops`
+    then has no effect). Whatever a bundle can not do raises UnsupportedTask; an image that can not be decoded,
+    BadImage; a prompt that does not fit, ContextOverflow.
+    """
+
+    def __init__(self, bundle: Bundle, engine: Engine, *, start: float | None = None) -> None:
+        """`start` is the perf_counter value from which `load_ms` counts."""
+        start = time.perf_counter() if start is None else start
+        self._bundle = bundle
+        self._graphs = Graphs(bundle, engine)
+        self._parts: TextParts | None = open_text(bundle, self._graphs)
+        self._tower: VisionTower | None = None
+        self._opening = threading.Lock()
+        self.load_ms = 1e3 * (time.perf_counter() - start)
+
+    def __repr__(self) -> str:
+        return f"Model({self.manifest.name!r}, {self.manifest.precision}: {', '.join(self.manifest.tasks)})"
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says about itself."""
+        return self._bundle.manifest
+
+    @property
+    def reference_options(self) -> GenerateOptions:
+        """The sampling that the model's authors use; greedy where the bundle names none."""
+        sampling = self.manifest.sampling
+        if sampling is None:
+            return GREEDY
+        return GenerateOptions(max_tokens=sampling.max_tokens, temperature=sampling.temperature, top_p=sampling.top_p)
+
+    def close(self) -> None:
+        """Let go of the graphs; what still runs on one keeps it until it is done."""
+        self._graphs.close()
+        self._parts = None
+
+    def encode(
+        self, image: ImageSource, *, max_crops: int | None = None, checkpoint: Checkpoint | None = None
+    ) -> EncodedImage:
+        """Encode an image once, to ask it many times; fewer crops are faster and see less detail.
+
+        `checkpoint` is called with the index and the number of crops before each; what it raises ends the encoding.
+        """
+        parts = self._open_parts()
+        pixels = load_image(image)
+        tokens = self._vision().encode(pixels, max_crops, checkpoint)
+        cache = parts.read_image(tokens)
+        return EncodedImage(owner=self, embeddings=tokens, cache=cache, size=pixels.shape[:2])
+
+    def caption(self, image: AnyImage, length: str = "normal", options: GenerateOptions = GREEDY) -> Answer:
+        """Describe an image; `length` is one of the model's, usually "short", "normal" or "long"."""
+        return self.stream_caption(image, length, options).finish()
+
+    def stream_caption(
+        self, image: AnyImage, length: str = "normal", options: GenerateOptions = GREEDY
+    ) -> AnswerStream:
+        """`caption`, piece by piece."""
+        prompt = self._need("caption").prompts.caption(length)
+        return AnswerStream(partial(self._write, image, prompt, options))
+
+    def query(
+        self,
+        image: AnyImage | None,
+        question: str,
+        options: GenerateOptions = GREEDY,
+        spatial_refs: Sequence[SpatialRef] = (),
+    ) -> Answer:
+        """Answer a question about an image, about places in it, or about nothing but what the question says."""
+        return self.stream(image, question, options, spatial_refs).finish()
+
+    def stream(
+        self,
+        image: AnyImage | None,
+        question: str,
+        options: GenerateOptions = GREEDY,
+        spatial_refs: Sequence[SpatialRef] = (),
+    ) -> AnswerStream:
+        """`query`, piece by piece. Nothing runs before the first piece is asked for; closing the stream cancels it."""
+        prompts = self._need("query").prompts
+        prompt = prompts.query(question, spatial_refs, image=image is not None, reasoning=options.reasoning)
+        return AnswerStream(partial(self._write, image, prompt, options, reasoning=options.reasoning))
+
+    def next_token_logits(self, image: AnyImage | None, prompt: str) -> FloatArray:
+        """Float32 (vocab,) logits of the first token that would answer the question `prompt`."""
+        parts = self._need("query")
+        embeddings = parts.embed(parts.prompts.query(prompt, image=image is not None))
+        with self._session(image, None) as session:
+            return session.prefill(embeddings).logits
+
+    def detect(self, image: AnyImage, name: str, options: GenerateOptions = GREEDY) -> Detections:
+        """Find all objects of a name and their boxes; of `options`, max_objects and max_crops matter."""
+        parts = self._need("detect")
+        prompt = parts.embed(parts.prompts.locate(needed(parts.spec.detect, "prompt.detect"), name))
+        with self._session(image, options.max_crops) as session:
+            boxes = tuple(self._locator(parts, options).boxes(session, prompt))
+            return Detections(
+                objects=boxes, usage=usage_of(session, session.n_steps), timings=timings_of(session, self.load_ms)
+            )
+
+    def point(self, image: AnyImage, name: str, options: GenerateOptions = GREEDY) -> Points:
+        """Find the centers of all objects of a name; of `options`, max_objects and max_crops matter."""
+        parts = self._need("point")
+        prompt = parts.embed(parts.prompts.locate(needed(parts.spec.point, "prompt.point"), name))
+        with self._session(image, options.max_crops) as session:
+            points = tuple(self._locator(parts, options).points(session, prompt))
+            return Points(
+                points=points, usage=usage_of(session, session.n_steps), timings=timings_of(session, self.load_ms)
+            )
+
+    def astream(
+        self,
+        image: AnyImage | None,
+        question: str,
+        options: GenerateOptions = GREEDY,
+        spatial_refs: Sequence[SpatialRef] = (),
+    ) -> AsyncGenerator[str, None]:
+        """`stream` for asyncio: closing it, or cancelling its task, stops the model at the next token."""
+        return iterate(self.stream(image, question, options, spatial_refs))
+
+    async def aquery(
+        self,
+        image: AnyImage | None,
+        question: str,
+        options: GenerateOptions = GREEDY,
+        spatial_refs: Sequence[SpatialRef] = (),
+    ) -> Answer:
+        """`query` for asyncio; cancelling its task stops the model at the next token."""
+        return await run_to_end(self.stream(image, question, options, spatial_refs))
+
+    async def acaption(self, image: AnyImage, length: str = "normal", options: GenerateOptions = GREEDY) -> Answer:
+        """`caption` for asyncio; cancelling its task stops the model at the next token."""
+        return await run_to_end(self.stream_caption(image, length, options))
+
+    async def adetect(self, image: AnyImage, name: str, options: GenerateOptions = GREEDY) -> Detections:
+        """`detect` for asyncio."""
+        return await asyncio.to_thread(self.detect, image, name, options)
+
+    async def apoint(self, image: AnyImage, name: str, options: GenerateOptions = GREEDY) -> Points:
+        """`point` for asyncio."""
+        return await asyncio.to_thread(self.point, image, name, options)
+
+    def _need(self, task: Task) -> TextParts:
+        """The parts that read and write, if the model can do the task."""
+        if task not in self.manifest.tasks:
+            raise UnsupportedTask(f"{self.manifest.name} can not {task}; it can: {', '.join(self.manifest.tasks)}")
+        return self._open_parts()
+
+    def _open_parts(self) -> TextParts:
+        if self._parts is None:
+            raise EngineError(f"{self.manifest.name} was closed; load it again")
+        return self._parts
+
+    def _vision(self) -> VisionTower:
+        with self._opening:
+            if self._tower is None:
+                spec = needed(self.manifest.image, "image")
+                self._tower = VisionTower(spec, self._graphs.open("vision"), self._graphs.open("project"))
+            return self._tower
+
+    def _locator(self, parts: TextParts, options: GenerateOptions) -> Locator:
+        regions = parts.need_regions()
+        limit = min(options.max_objects, regions.spec.max_objects)
+        return Locator(regions=regions, eos_id=parts.spec.eos_id, max_objects=limit)
+
+    def _write(
+        self,
+        image: AnyImage | None,
+        prompt: Prompt,
+        options: GenerateOptions,
+        checkpoint: Checkpoint,
+        *,
+        reasoning: bool = False,
+    ) -> Generator[str, None, Answer]:
+        """Encode, read the prompt and answer it, as an AnswerStream asks for it."""
+        parts = self._open_parts()
+        writer = Writer(spec=parts.spec, tokenizer=parts.tokenizer, load_ms=self.load_ms)
+        embeddings = parts.embed(prompt)
+        with self._session(image, options.max_crops, checkpoint) as session:
+            thoughts = parts.thoughts(session) if reasoning else None
+            return (yield from writer.write(session, embeddings, options, thoughts))
+
+    @contextmanager
+    def _session(
+        self, image: AnyImage | None, max_crops: int | None, checkpoint: Checkpoint | None = None
+    ) -> Iterator[Session]:
+        """A session that goes on from the image; the image is as before afterwards."""
+        parts = self._open_parts()
+        if image is None:
+            yield Session(parts.decoder, parts.decoder.new_cache())
+            return
+        start = time.perf_counter()
+        encoded = (
+            image if isinstance(image, EncodedImage) else self.encode(image, max_crops=max_crops, checkpoint=checkpoint)
+        )
+        image_ms = 0.0 if encoded is image else 1e3 * (time.perf_counter() - start)
+        if encoded.owner is not self:
+            raise InvalidOption("the image was encoded by another model; encode it with this one")
+        with encoded.borrow() as cache:
+            yield Session(parts.decoder, cache, image_tokens=len(encoded.embeddings), image_ms=image_ms)

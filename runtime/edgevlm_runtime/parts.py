@@ -1,0 +1,107 @@
+"""What a model with a decoder consists of, opened from its bundle: decoder, tokenizer, prompts, regions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from edgevlm_runtime.bundle import Bundle
+from edgevlm_runtime.decoder import Decoder, Session
+from edgevlm_runtime.engines import Array, FloatArray
+from edgevlm_runtime.errors import DamagedBundle
+from edgevlm_runtime.graphs import Graphs
+from edgevlm_runtime.kv_cache import KVCache
+from edgevlm_runtime.manifest import PromptSpec
+from edgevlm_runtime.prompts import Prompt, Prompts, control_ids
+from edgevlm_runtime.reasoning import Thoughts
+from edgevlm_runtime.regions import Regions
+from edgevlm_runtime.tokenizer import TextTokenizer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextParts:
+    """The half of a model that reads and writes; all of it is shared by threads."""
+
+    decoder: Decoder
+    tokenizer: TextTokenizer
+    prompts: Prompts
+    spec: PromptSpec
+    regions: Regions | None
+
+    def embed(self, prompt: Prompt) -> FloatArray:
+        """A prompt to float32 embeddings (tokens, dim), its coordinates and sizes in their places."""
+        embeddings = self.decoder.embed(prompt.ids)
+        if prompt.coordinates:
+            positions, values = zip(*prompt.coordinates, strict=True)
+            embeddings[list(positions)] = self.need_regions().encode_coordinates(values)
+        if prompt.sizes:
+            positions, sizes = zip(*prompt.sizes, strict=True)
+            embeddings[list(positions)] = self.need_regions().encode_sizes(sizes)
+        return embeddings
+
+    def read_image(self, tokens: FloatArray) -> KVCache:
+        """A new cache that holds an image's tokens (tokens, dim); raises as `Decoder.run`."""
+        cache = self.decoder.new_cache()
+        prefix = np.concatenate((self.decoder.embed((self.spec.bos_id,)), tokens))
+        self.decoder.run(prefix, cache, bidirectional=True)
+        return cache
+
+    def thoughts(self, session: Session) -> Thoughts:
+        """What the model will think in a session; raises DamagedBundle where the manifest has no way of thinking."""
+        return Thoughts(needed(self.spec.reasoning, "prompt.reasoning"), session, self.need_regions())
+
+    def need_regions(self) -> Regions:
+        """The regions, which the manifest's prompts rely on.
+
+        Raises:
+            DamagedBundle: it describes none.
+        """
+        return needed(self.regions, "region")
+
+
+def open_text(bundle: Bundle, graphs: Graphs) -> TextParts:
+    """Open the decoder and all that it needs; the region graphs are opened when they are used.
+
+    Raises:
+        DamagedBundle: a part is missing from the manifest, or its file can not be read.
+        EngineError: the engine can not open the decoder.
+    """
+    manifest = bundle.manifest
+    spec = needed(manifest.prompt, "prompt")
+    path = bundle.path(needed(manifest.tokenizer, "tokenizer"))
+    tokenizer = TextTokenizer(path, control_ids(spec))
+    embedding = _open_embedding(bundle, needed(manifest.embedding, "embedding"))
+    return TextParts(
+        decoder=Decoder(graphs.open("decoder"), embedding, needed(manifest.cache, "cache")),
+        tokenizer=tokenizer,
+        prompts=Prompts(spec, tokenizer),
+        spec=spec,
+        regions=None if manifest.region is None else Regions(manifest.region, graphs.open),
+    )
+
+
+def needed(part: T | None, name: str) -> T:
+    """A part of the manifest that others rely on.
+
+    Raises:
+        DamagedBundle: it is missing.
+    """
+    if part is None:
+        raise DamagedBundle(f"manifest.json: {name} is missing, but a task needs it; export the model again")
+    return part
+
+
+def _open_embedding(bundle: Bundle, relative: str) -> Array:
+    """The embedding table (vocab, dim), memory-mapped."""
+    path = bundle.path(relative)
+    try:
+        table: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DamagedBundle(f"{path}: not a table of embeddings ({error}); export the model again") from error
+    if table.ndim != 2 or table.dtype not in (np.float16, np.float32):
+        raise DamagedBundle(f"{path}: embeddings are {table.dtype} {table.shape}, but must be floats (vocab, dim)")
+    return table
