@@ -1,0 +1,160 @@
+"""export, pull: from a published checkpoint to a bundle. Needs the export extra, which has torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgevlm.catalog import ROOT, CatalogEntry, find_entry
+from edgevlm.cli.flags import Verbose
+from edgevlm.cli.output import emit_line, note_table
+from edgevlm.home import bundle_folder
+from edgevlm_runtime.errors import ExportError, InvalidOption
+from edgevlm_runtime.manifest import Precision
+
+if TYPE_CHECKING:
+    from edgevlm_export.checkpoint import HubSource
+    from edgevlm_export.pipeline import ExportRequest
+
+_EXTRA = {"huggingface_hub", "ml_dtypes", "onnx", "onnx_ir", "onnxscript", "safetensors", "torch"}
+
+NameArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A name of the catalog; `edgevlm list` shows it.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wish:
+    """What the command line says about one export."""
+
+    source: Path | None
+    tokenizer: Path | None
+    revision: str | None
+    out: Path
+    precision: Precision
+    force: bool
+
+
+def export(
+    name: NameArgument,
+    out: Annotated[
+        Path | None, typer.Argument(help="The bundle's folder [models/MODEL-PRECISION in EDGEVLM_HOME].")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="A folder in the published layout, instead of a download.")
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json, instead of the checkpoint's.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Another published revision than the catalog's.")] = None,
+    fp32: Annotated[bool, typer.Option("--fp32", help="Weights in float32: largest, exact.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Weights in float16.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Weights in 8 bits: the default of the catalog.")] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace a bundle that is there.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Turn a checkpoint into a verified bundle.
+
+    Prints the bundle's path. Without OUT it can be used by name: `-m moondream2` finds moondream2-int8, or the newest
+    when there are several precisions; `-m moondream2-int8` names one.
+    """
+    entry = find_entry(name)
+    precision = _precision(entry, {"fp32": fp32, "fp16": fp16, "int8": int8})
+    wish = _Wish(
+        source=source,
+        tokenizer=tokenizer,
+        revision=revision,
+        out=out or bundle_folder(entry.name, precision),
+        precision=precision,
+        force=force,
+    )
+    with _export_extra():
+        from edgevlm_export import pipeline
+    from edgevlm.cli.progress import watch
+    from edgevlm_runtime.fidelity import report_table
+
+    with watch(verbose=verbose) as progress:
+        bundle = pipeline.export(_request(entry, wish), progress)
+    if bundle.manifest.fidelity is not None:
+        note_table(report_table(bundle.manifest.fidelity))
+    emit_line(str(bundle.root))
+
+
+def pull(name: NameArgument, verbose: Verbose = False) -> None:
+    """Download a checkpoint ahead of `edgevlm export`.
+
+    Prints its folder. An interrupted download resumes.
+    """
+    entry = find_entry(name)
+    with _export_extra():
+        from edgevlm_export.checkpoint import download
+    checkpoint = _published(entry, None)
+    if (tokenizer := _published_tokenizer(entry)) is not None:
+        download(tokenizer)
+    emit_line(str(download(checkpoint)))
+
+
+def _precision(entry: CatalogEntry, flags: dict[Precision, bool]) -> Precision:
+    chosen = [precision for precision, given in flags.items() if given]
+    if len(chosen) > 1:
+        raise InvalidOption(f"--{chosen[0]} and --{chosen[1]} exclude each other")
+    return chosen[0] if chosen else entry.precision
+
+
+def _request(entry: CatalogEntry, wish: _Wish) -> ExportRequest:
+    from edgevlm_export.pipeline import ExportRequest
+
+    folder = wish.source or _shipped(entry)
+    return ExportRequest(
+        name=entry.name,
+        family=entry.family,
+        source=folder or _published(entry, wish.revision),
+        out=wish.out,
+        precision=wish.precision,
+        revision=wish.revision or entry.revision,
+        tokenizer=wish.tokenizer or (None if folder else _published_tokenizer(entry)),
+        description=entry.description,
+        license=entry.license,
+        force=wish.force,
+    )
+
+
+def _shipped(entry: CatalogEntry) -> Path | None:
+    return ROOT.parent / entry.folder if entry.folder else None
+
+
+def _published(entry: CatalogEntry, revision: str | None) -> HubSource:
+    from edgevlm_export.checkpoint import HubSource
+
+    if entry.repo is None or entry.revision is None:
+        raise ExportError(f"{entry.name} has no checkpoint to download; export it from a folder with --from")
+    return HubSource(repo=entry.repo, revision=revision or entry.revision, files=entry.files)
+
+
+def _published_tokenizer(entry: CatalogEntry) -> HubSource | None:
+    from edgevlm_export.checkpoint import HubSource
+
+    found = entry.tokenizer
+    return HubSource(repo=found.repo, revision=found.revision, files=(found.file,)) if found else None
+
+
+@contextmanager
+def _export_extra() -> Iterator[None]:
+    """Import from edgevlm_export inside.
+
+    Raises:
+        ExportError: a package of the export extra is not installed.
+    """
+    if not sys.stderr.isatty():
+        # huggingface_hub would draw its progress bars into files.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRA:
+            raise
+        raise ExportError(f'{package} is not installed: pip install "edgevlm[export]"') from error

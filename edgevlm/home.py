@@ -1,0 +1,101 @@
+"""Where models live: the built-in one, and the bundles under EDGEVLM_HOME by name.
+
+    EDGEVLM_HOME/models/<name>-<precision>/     a bundle, as `edgevlm export` writes it
+
+A name is looked up in this order: the built-in nano; a folder of exactly that name; `<name>-<precision>`, of which the
+newest wins when there are several; at last a path. Case, - and _ make no difference in names.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from edgevlm.catalog import canonical, load_catalog, nearest
+from edgevlm_runtime.checksums import home as home
+from edgevlm_runtime.errors import ModelNotFound
+from edgevlm_runtime.manifest import Precision
+
+if TYPE_CHECKING:
+    from edgevlm_runtime.model import Model
+
+BUILT_IN = "nano"
+BUILT_IN_PATH = Path(__file__).resolve().parent / "bundles" / BUILT_IN
+
+
+def models_folder() -> Path:
+    """Where bundles are looked up by name."""
+    return home() / "models"
+
+
+def bundle_folder(name: str, precision: Precision) -> Path:
+    """Where the bundle of a catalog entry goes when no other place is given."""
+    return models_folder() / f"{canonical(name)}-{precision}"
+
+
+def installed() -> dict[str, Path]:
+    """The bundles under EDGEVLM_HOME by canonical name, sorted; folders without a manifest are not bundles."""
+    folder = models_folder()
+    if not folder.is_dir():
+        return {}
+    return {canonical(path.name): path for path in sorted(folder.iterdir()) if _is_bundle(path)}
+
+
+def matches(name: str) -> tuple[Path, ...]:
+    """The bundles under EDGEVLM_HOME that a name may mean: the one of exactly that name, else all precisions of it."""
+    bundles = installed()
+    wanted = canonical(name)
+    if wanted in bundles:
+        return (bundles[wanted],)
+    keys = (f"{wanted}-{precision}" for precision in get_args(Precision))
+    return tuple(bundles[key] for key in keys if key in bundles)
+
+
+def resolve(model: str | os.PathLike[str]) -> Path:
+    """The folder of a model given by name or path.
+
+    Raises:
+        ModelNotFound: there is none; the message says how to get it, or names the nearest one.
+    """
+    name = os.fspath(model)
+    if canonical(name) == BUILT_IN:
+        return BUILT_IN_PATH
+    if found := matches(name):
+        return max(found, key=lambda path: (path / "manifest.json").stat().st_mtime)
+    if os.path.exists(name) or os.sep in name:
+        return Path(name)
+    raise ModelNotFound(_how_to_get(name))
+
+
+def load(model: str | os.PathLike[str] = BUILT_IN, *, engine: str = "auto", threads: int | None = None) -> Model:
+    """Open a model for asking.
+
+    Args:
+        model: a bundle's path, a name under EDGEVLM_HOME, or `nano`, which is built in.
+        engine: `auto`, or an engine's name.
+        threads: how many threads the engine uses; all physical cores by default.
+
+    Raises:
+        ModelNotFound, DamagedBundle: there is no such bundle, or a file of it is missing or altered.
+        EngineError: the engine is not installed or can not read a graph.
+    """
+    from edgevlm_runtime.model import load as load_bundle
+    from edgevlm_runtime.options import LoadOptions
+
+    return load_bundle(resolve(model), LoadOptions(engine=engine, threads=threads))
+
+
+def _is_bundle(path: Path) -> bool:
+    return (path / "manifest.json").is_file()
+
+
+def _how_to_get(name: str) -> str:
+    known = canonical(name)
+    if known in load_catalog():
+        return (
+            f"{known} is not in {models_folder()}: run `edgevlm export {known}` where torch is installed "
+            "and copy the bundle, or give a bundle's path"
+        )
+    hint = nearest(name, {BUILT_IN, *installed(), *load_catalog()}) or "; `edgevlm list` shows all"
+    return f"no model {name!r} in {models_folder()} and no folder of that name{hint}"
