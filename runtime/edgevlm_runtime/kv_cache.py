@@ -5,11 +5,17 @@ The cache knows positions and nothing of tokens, images or graphs' internals.
 
 from __future__ import annotations
 
+import mmap
+from math import prod
+
 import numpy as np
 
 from edgevlm_runtime.engines import FloatArray, Shared
 from edgevlm_runtime.errors import ContextOverflow
 from edgevlm_runtime.manifest import CacheSpec
+
+# Not shared with a forked process; Windows knows no other kind and takes no flags.
+_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
 class KVCache:
@@ -61,4 +67,10 @@ class KVCache:
 
 
 def _buffer(spec: CacheSpec) -> FloatArray:
-    return np.zeros((1, spec.n_kv_heads, spec.max_context, spec.head_dim), np.float32)
+    """Zeros (1, kv_heads, max_context, head_dim) without memory until they are written."""
+    shape = (1, spec.n_kv_heads, spec.max_context, spec.head_dim)
+    pages = mmap.mmap(-1, prod(shape) * np.dtype(np.float32).itemsize, **_PRIVATE)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        # NumPy's own buffers ask for pages of 2 MB, each of which would span, and commit, the unused part of a head.
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(pages, np.float32).reshape(shape)

@@ -34,6 +34,7 @@ _DTYPES = {
     **{f"tensor({name})": np.dtype(name) for name in ("int32", "uint32", "int64", "uint64")},
 }
 _FATAL_ONLY = 4
+_LARGE_BYTES = 1_000_000
 
 
 class OnnxRuntimeEngine:
@@ -61,8 +62,6 @@ class OnnxRuntimeEngine:
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        # The arena keeps the largest prefill's memory for good.
-        options.enable_cpu_mem_arena = False
         # Every step has a new total length, and a memory plan would be kept for each.
         options.enable_mem_pattern = False
         # Failures are raised; nothing else belongs on stderr.
@@ -88,7 +87,7 @@ class _OnnxGraph:
         fresh = [name for name in self._outputs if name not in updated]
         try:
             binding = self._bind(contiguous, shared, fresh)
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, _run_options(contiguous))
             values = binding.get_outputs()[: len(fresh)]
             return {name: value.numpy() for name, value in zip(fresh, values, strict=True)}
         except _FAILURES as error:
@@ -140,6 +139,15 @@ class _OnnxGraph:
             needed = f"{dtype or node.type} {_shape(node.shape)}"
             found = f"{array.dtype} {_shape(array.shape)}"
             raise EngineError(f"{self._path}: {kind} {node.name!r} must be {needed}, not {found}")
+
+
+def _run_options(inputs: Mapping[str, Array]) -> ort.RunOptions | None:
+    """After a crop or a long prompt the arena gives its memory back; for single tokens it would only fetch it again."""
+    if sum(array.nbytes for array in inputs.values()) < _LARGE_BYTES:
+        return None
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def _shape(axes: Sequence[int | str | None]) -> str:
