@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+DOMAIN = "edgevlm"  # of nodes that a pass replaces by those of engines
+
 Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries, keys and values, each (batch, tokens, heads * head_dim), to the attended values of the queries' shape."""
 
@@ -29,7 +31,7 @@ class Linear(nn.Module):
         if not torch.onnx.is_in_onnx_export():
             return functional.linear(x, self.weight, self.bias)
         traced: Tensor = torch.onnx.ops.symbolic(
-            "edgevlm::Linear",
+            f"{DOMAIN}::Linear",
             (x, self.weight, self.bias),
             dtype=x.dtype,
             shape=(*x.shape[:-1], self.weight.shape[0]),

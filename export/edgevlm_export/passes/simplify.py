@@ -1,0 +1,26 @@
+"""Fold constants, join what torch split into several operators, drop what nothing uses and torch's notes."""
+
+from __future__ import annotations
+
+import logging
+
+import onnx_ir as ir
+from onnxscript import optimizer
+
+
+def run(model: ir.Model) -> ir.Model:
+    """Simplify in place; parameters without values are left alone."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of every parameter that has no value yet
+    try:
+        optimizer.optimize(model)
+    finally:
+        logger.setLevel(level)
+    for notes in (model, model.graph, *model.graph, *_values(model.graph)):
+        notes.metadata_props.clear()
+    return model
+
+
+def _values(graph: ir.Graph) -> list[ir.Value]:
+    return [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]

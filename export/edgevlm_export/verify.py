@@ -1,0 +1,225 @@
+"""Step 7: the bundle against the torch module in float32, through the runtime that will run it.
+
+The bundle is measured first and closed, then the module runs layer by layer: the two are never in memory together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from edgevlm_export.families.family import Recipe
+from edgevlm_export.fidelity import BARS, Bar, compare_outputs, report_checks
+from edgevlm_export.reference import Reference, ReferenceSteps, Sample
+from edgevlm_export.scene import draw_image, prompts, region_inputs
+from edgevlm_runtime.bundle import Bundle, open_bundle
+from edgevlm_runtime.decoder import Step
+from edgevlm_runtime.engines import Array, FloatArray, open_engine
+from edgevlm_runtime.fidelity import mean_divergence, relative_error, require, rows, share_agreeing
+from edgevlm_runtime.golden import GOLDEN, Golden, GoldenAnswer, GoldenGraph, write_golden
+from edgevlm_runtime.graphs import Graphs
+from edgevlm_runtime.image import Pixels, load_image
+from edgevlm_runtime.manifest import FidelityReport, GraphFidelity, Role
+from edgevlm_runtime.parts import TextParts, needed, open_text
+from edgevlm_runtime.probe import (
+    IMAGE_ROLES,
+    ObservedImage,
+    answer_greedily,
+    follow,
+    observe_image,
+    suppress,
+)
+from edgevlm_runtime.verify import golden_checks, run_on
+
+N_PARTS = 4  # how often verify_export reports progress
+MAX_CROPS = 4  # of the drawn image: enough to be stitched and pooled, two by two at the published sizes
+MIN_POSITIONS = 200
+MAX_TOKENS = 24  # of one answer
+_GOLDEN_ROWS = 4
+_GOLDEN_LOGITS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What the bundle did.
+
+    `logits` (positions, vocab) are those that the ids of all samples were chosen from, after the bundle's own image
+    tokens; `steps` those of the first sample, after the original's.
+    """
+
+    image_graphs: tuple[GraphFidelity, ...]
+    samples: tuple[Sample, ...]
+    logits: FloatArray
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Region:
+    """One region graph: its input, the bundle's output and the original's."""
+
+    role: Role
+    given: FloatArray
+    value: Array
+    reference: Array
+
+
+def verify_export(root: Path, recipe: Recipe, part_done: Callable[[], None] = lambda: None) -> FidelityReport:
+    """Measure the bundle in `root`, whose manifest is written, write its golden.npz and hold it to its bar.
+
+    `part_done` is called N_PARTS times on the way.
+
+    Raises:
+        FidelityError: a figure misses the bar of the bundle's precision.
+        ExportError: the family lacks what verification needs.
+    """
+    bundle = open_bundle(root, check=False)
+    bar, spec = BARS[bundle.manifest.precision], needed(bundle.manifest.prompt, "prompt")
+    reference, png = Reference(recipe), draw_image()
+    pixels = load_image(png)
+    image = observe_image(needed(bundle.manifest.image, "image"), reference.open, pixels, MAX_CROPS)
+    prefix = np.concatenate((reference.embed((spec.bos_id,)), image.tokens))
+    part_done()
+    measured = _measure(bundle, pixels, image, prefix)
+    part_done()
+    steps = reference.follow(prefix, measured.samples)
+    part_done()
+    regions = _compare_regions(bundle, reference, steps.hidden[:_GOLDEN_ROWS])
+    report = _report(measured, steps, regions, spec.suppressed_ids, bar)
+    golden = _golden(png, image, measured, steps, regions, bar)
+    write_golden(root / GOLDEN, golden)
+    require(report_checks(report, bar), str(root))
+    require(golden_checks(bundle, golden, open_engine()), str(root))
+    part_done()
+    return report
+
+
+def _measure(bundle: Bundle, pixels: Pixels, image: ObservedImage, prefix: FloatArray) -> _Measured:
+    """Everything that needs the bundle's large graphs. image and prefix (tokens, dim) are the original's."""
+    graphs = Graphs(bundle, open_engine())
+    try:
+        parts = open_text(bundle, graphs)
+        image_graphs = tuple(_compare_image_graph(graphs, bundle, role, image) for role in IMAGE_ROLES)
+        own = observe_image(needed(bundle.manifest.image, "image"), graphs.open, pixels, MAX_CROPS)
+        samples, logits = _answer_all(parts, own.tokens)
+        cache = parts.decoder.new_cache()
+        parts.decoder.run(prefix, cache, bidirectional=True)
+        steps = follow(parts.decoder, cache, samples[0].prompt, samples[0].answer)
+        return _Measured(image_graphs=image_graphs, samples=samples, logits=logits, steps=tuple(steps))
+    finally:
+        graphs.close()
+
+
+def _compare_image_graph(graphs: Graphs, bundle: Bundle, role: Role, image: ObservedImage) -> GraphFidelity:
+    """A graph on what the original's was given, all calls together."""
+    output = bundle.manifest.graphs[role].outputs[0].name
+    values = [graphs.open(role).run(call.inputs)[output] for call in image.calls[role]]
+    return compare_outputs(role, [(np.concatenate(values), image.output(role, output))])
+
+
+def _answer_all(parts: TextParts, tokens: FloatArray) -> tuple[tuple[Sample, ...], FloatArray]:
+    """Greedy answers to prompts until there are enough positions, and the logits of these (positions, vocab)."""
+    cache = parts.read_image(tokens)
+    samples, logits, n_positions = [], [], 0
+    for prompt in prompts(parts.spec, parts.prompts):
+        answer, chosen_from = answer_greedily(parts.decoder, cache, prompt, parts.spec, MAX_TOKENS)
+        samples.append(Sample(prompt=prompt, answer=answer))
+        logits.append(chosen_from)
+        n_positions += len(answer)
+        if n_positions >= MIN_POSITIONS:
+            break
+    return tuple(samples), np.concatenate(logits)
+
+
+def _compare_regions(bundle: Bundle, reference: Reference, hidden: FloatArray) -> tuple[_Region, ...]:
+    """The region graphs that the bundle has, decoders on hidden states (n, dim) of the original."""
+    graphs = Graphs(bundle, open_engine())
+    regions = []
+    for role, values in region_inputs(hidden).items():
+        if role in bundle.manifest.graphs:
+            spec = bundle.manifest.graphs[role]
+            original = reference.open(role).run({spec.inputs[0].name: values})[spec.outputs[0].name]
+            regions.append(
+                _Region(role=role, given=values, value=run_on(graphs, role, spec, values), reference=original)
+            )
+    graphs.close()
+    return tuple(regions)
+
+
+def _report(
+    measured: _Measured,
+    steps: ReferenceSteps,
+    regions: tuple[_Region, ...],
+    suppressed_ids: tuple[int, ...],
+    bar: Bar,
+) -> FidelityReport:
+    lengths = [len(sample.answer) for sample in measured.samples]
+    starts = [0, *accumulate(lengths)][:-1]
+    allowed = [suppress(part, suppressed_ids) for part in np.split(steps.logits, starts[1:])]
+    chosen = np.concatenate([sample.answer for sample in measured.samples])
+    tie_nats = bar.limits.tie_nats
+    return FidelityReport(
+        graphs=(
+            *measured.image_graphs,
+            _decoder_fidelity(measured, steps),
+            *(compare_outputs(region.role, [(region.value, region.reference)]) for region in regions),
+        ),
+        logits_relative_error=max(relative_error(measured.logits[i], steps.logits[i]) for i in starts),
+        greedy_agreement=share_agreeing(np.concatenate(allowed), chosen, tie_nats),
+        top1_agreement=share_agreeing(steps.logits, measured.logits.argmax(axis=-1), tie_nats),
+        kl_divergence=mean_divergence(measured.logits, steps.logits),
+        n_positions=len(steps.logits),
+    )
+
+
+def _decoder_fidelity(measured: _Measured, steps: ReferenceSteps) -> GraphFidelity:
+    n = len(measured.steps)
+    logits = np.stack([step.logits for step in measured.steps])
+    hidden = np.concatenate([step.hidden for step in measured.steps])
+    return compare_outputs("decoder", [(logits, steps.logits[:n]), (hidden, steps.hidden[:n])])
+
+
+def _golden(
+    png: bytes,
+    image: ObservedImage,
+    measured: _Measured,
+    steps: ReferenceSteps,
+    regions: tuple[_Region, ...],
+    bar: Bar,
+) -> Golden:
+    """The original's outputs, thinned out so that the file stays small beside the smallest model."""
+    sample = measured.samples[0]
+    logit_ids = _spread(steps.logits.shape[-1], _GOLDEN_LOGITS)
+    observed = [_golden_graph(role, next(iter(image.calls[role][0].outputs)), image) for role in IMAGE_ROLES]
+    located = [
+        GoldenGraph(
+            role=region.role,
+            row_ids=np.arange(len(rows(region.reference)), dtype=np.int32),
+            values=rows(region.reference),
+            given=region.given,
+        )
+        for region in regions
+    ]
+    return Golden(
+        image=png,
+        max_crops=MAX_CROPS,
+        graphs=(*observed, *located),
+        answer=GoldenAnswer(
+            prompt=sample.prompt, answer=sample.answer, logit_ids=logit_ids, logits=steps.logits[0, logit_ids]
+        ),
+        limits=bar.limits,
+    )
+
+
+def _golden_graph(role: Role, output: str, image: ObservedImage) -> GoldenGraph:
+    values = rows(image.output(role, output))
+    row_ids = _spread(len(values), _GOLDEN_ROWS)
+    return GoldenGraph(role=role, row_ids=row_ids, values=values[row_ids])
+
+
+def _spread(n: int, n_wanted: int) -> Array:
+    """At most n_wanted of n indexes, evenly spread."""
+    return np.unique(np.linspace(0, n - 1, min(n, n_wanted)).astype(np.int32))
