@@ -1,0 +1,170 @@
+"""Every family from its shrunken checkpoint to answers: nothing replaced, real files and the real engine.
+
+A new entry of FAMILIES is picked up here without a change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from edgevlm_export.families import FAMILIES
+from edgevlm_export.pipeline import ExportRequest, export
+from edgevlm_export.scene import draw_image
+from edgevlm_runtime.bundle import open_bundle
+from edgevlm_runtime.engines import FloatArray
+from edgevlm_runtime.errors import DamagedBundle
+from edgevlm_runtime.image import load_image
+from edgevlm_runtime.manifest import Precision
+from edgevlm_runtime.model import Model, load
+from edgevlm_runtime.options import GenerateOptions
+from edgevlm_runtime.verify import verify_bundle
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+QUESTION = "What is this?"
+SHORT = GenerateOptions(max_tokens=12)
+SAMPLED = GenerateOptions(max_tokens=12, temperature=1.0, seed=7)
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint") / str(request.param)
+    FAMILIES[request.param].shrink(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundles(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
+    """One verified bundle of each precision."""
+    root = tmp_path_factory.mktemp("bundles")
+    for precision in PRECISIONS:
+        export(
+            ExportRequest(
+                name="shrunken",
+                family=checkpoint.name,
+                source=checkpoint,
+                out=root / precision,
+                precision=precision,
+            )
+        )
+    return {precision: root / precision for precision in PRECISIONS}
+
+
+@pytest.fixture(scope="module")
+def model(bundles: dict[Precision, Path]) -> Iterator[Model]:
+    with load(bundles["fp32"]) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_bundle_says_how_true_it_is(bundles: dict[Precision, Path], precision: Precision) -> None:
+    report = open_bundle(bundles[precision]).manifest.fidelity
+    assert report is not None and report.n_positions >= 200
+    if precision == "fp32":
+        assert report.logits_relative_error < 1e-3
+        assert report.greedy_agreement == report.top1_agreement == 1.0
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_verify_repeats_the_golden_test(bundles: dict[Precision, Path], precision: Precision) -> None:
+    result = verify_bundle(bundles[precision])
+    assert result.checks and all(check.passed for check in result.checks)
+
+
+def test_an_encoded_image_answers_as_a_new_one(model: Model) -> None:
+    encoded = model.encode(draw_image())
+    model.caption(encoded, "short", SHORT)
+    again = model.query(encoded, QUESTION, SHORT)
+    assert again.token_ids == model.query(draw_image(), QUESTION, SHORT).token_ids
+
+
+def test_cached_answers_equal_recomputed_ones(model: Model) -> None:
+    """Each token once more, from the logits of the whole sequence read anew."""
+    encoded = model.encode(draw_image())
+    answer = model.query(encoded, QUESTION, SHORT)
+    parts = model._open_parts()
+    prompt = parts.prompts.query(QUESTION)
+    for n_fed in range(len(answer.token_ids)):
+        ids = (*prompt.ids, *answer.token_ids[:n_fed])
+        with encoded.borrow() as cache:
+            logits = parts.decoder.run(parts.decoder.embed(ids), cache).logits.copy()
+        if n_fed:
+            logits[list(parts.spec.suppressed_ids)] = -np.inf
+        assert int(logits.argmax()) == answer.token_ids[n_fed]
+
+
+def test_other_crops_change_nothing(model: Model) -> None:
+    """The features of a crop are the same to the bit, whichever crops were encoded before it."""
+    image = load_image(draw_image())
+    tower = model._vision()
+    alone = tower.encode(image, 1)
+    tower.encode(255 - image, None)
+    assert_array_equal(tower.encode(image, 1), alone)
+
+
+def test_the_same_seed_gives_the_same_tokens(model: Model) -> None:
+    first, second = (model.query(draw_image(), QUESTION, SAMPLED) for _ in range(2))
+    other = model.query(draw_image(), QUESTION, replace(SAMPLED, seed=8))
+    assert first.token_ids == second.token_ids != other.token_ids
+
+
+def test_next_token_logits_are_those_of_the_first_token(model: Model) -> None:
+    answer = model.query(draw_image(), QUESTION, replace(SHORT, logits=True))
+    logits: FloatArray = model.next_token_logits(draw_image(), QUESTION)
+    assert answer.first_logits is not None and logits.dtype == np.float32
+    assert_array_equal(logits, answer.first_logits)
+    assert int(logits.argmax()) == answer.token_ids[0]
+
+
+def test_threads_share_a_model_and_an_image(model: Model) -> None:
+    encoded = model.encode(draw_image())
+    expected = model.query(encoded, QUESTION, SHORT).token_ids
+    found: list[tuple[int, ...]] = []
+
+    def ask() -> None:
+        found.append(model.query(encoded, QUESTION, SHORT).token_ids)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * 4
+
+
+def test_asyncio_streams_the_same_text(model: Model) -> None:
+    async def read() -> str:
+        return "".join([piece async for piece in model.astream(draw_image(), QUESTION, SHORT)])
+
+    assert asyncio.run(read()) == model.query(draw_image(), QUESTION, SHORT).text
+
+
+def test_greedy_tokens_agree_across_precisions(bundles: dict[Precision, Path], model: Model) -> None:
+    """Float16 only rounds the weights: tokens may differ where two are equally likely, but not the first."""
+    with load(bundles["fp16"]) as half:
+        assert (
+            half.query(draw_image(), QUESTION, SHORT).token_ids[0]
+            == (model.query(draw_image(), QUESTION, SHORT).token_ids[0])
+        )
+
+
+def test_a_bit_flip_in_any_file_is_found(bundles: dict[Precision, Path]) -> None:
+    root = bundles["int8"]
+    for path in sorted(root.iterdir()):
+        content = path.read_bytes()
+        flipped = bytearray(content)
+        flipped[len(flipped) // 2] ^= 0x10
+        path.write_bytes(flipped)
+        try:
+            with pytest.raises(DamagedBundle):
+                open_bundle(root)
+        finally:
+            path.write_bytes(content)
+    open_bundle(root)
