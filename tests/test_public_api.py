@@ -42,7 +42,7 @@ def test_dir_lists_what_is_not_loaded_yet() -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="'edgevlm' has no attribute 'laod'"):
-        _ = edgevlm.laod  # type: ignore[attr-defined]
+        _ = edgevlm.laod
 
 
 def test_the_version_is_that_of_the_distribution() -> None:

@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from edgevlm_runtime.errors import BadImage
 from edgevlm_runtime.quiet import quiet_decoding
 
-ImageSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | npt.NDArray[Any] | Image.Image
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | BinaryIO | npt.NDArray[Any] | Image.Image
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 50_000_000

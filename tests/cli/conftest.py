@@ -64,8 +64,8 @@ def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
 
     def begin(*arguments: object, **settings: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "edgevlm", *map(str, arguments)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        processes.append(subprocess.Popen(command, cwd=tmp_path, env={**environment, **settings}, **pipes))
+        pipe, variables = subprocess.PIPE, {**environment, **settings}
+        processes.append(subprocess.Popen(command, cwd=tmp_path, env=variables, stdin=pipe, stdout=pipe, stderr=pipe))
         return processes[-1]
 
     yield begin

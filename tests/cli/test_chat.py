@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import edgevlm
@@ -56,7 +59,11 @@ def test_ctrl_c_between_answers_ends_with_130(start: Start, bundle: Path) -> Non
     process.stdin.write(b"What?\n")
     process.stdin.flush()
     process.stdout.readline()
-    process.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        process.send_signal(signal.SIGINT)  # the first may still meet the end of the answer
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=1)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"Traceback" not in err

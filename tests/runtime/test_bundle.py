@@ -59,7 +59,7 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def edit(root: Path, change: Callable[[dict[str, Any]], None], *, sign: bool = True) -> None:
+def edit(root: Path, change: Callable[[dict[str, Any]], object], *, sign: bool = True) -> None:
     """Change manifest.json as someone would who knows how it is signed."""
     path = root / "manifest.json"
     data = json.loads(path.read_text())
@@ -254,7 +254,7 @@ def test_a_flipped_bit_anywhere_is_found(root: Path, name: str) -> None:
     open_bundle(root)
 
 
-def _means(contents: bytes) -> object:
+def _means(contents: bytes | bytearray) -> object:
     try:
         return json.loads(contents, object_pairs_hook=lambda pairs: pairs)
     except (ValueError, RecursionError):
@@ -359,7 +359,7 @@ def test_writing_leaves_the_old_file_when_it_fails(root: Path, monkeypatch: pyte
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checksums.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_manifest(root, dataclasses.replace(MANIFEST, description="new"))
     assert sorted(root.iterdir()) == before

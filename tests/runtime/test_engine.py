@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,13 @@ HEADS, HEAD_DIM, CONTEXT = 2, 32, 24
 DIM = HEADS * HEAD_DIM
 
 
-def save(path: Path, nodes: list[onnx.NodeProto], inputs: list, outputs: list, weights: dict | None = None) -> Path:
+def save(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+    weights: dict[str, np.ndarray] | None = None,
+) -> Path:
     initializers = [onnx.numpy_helper.from_array(array, name) for name, array in (weights or {}).items()]
     graph = helper.make_graph(nodes, "test", inputs, outputs, initializer=initializers)
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
@@ -28,7 +36,7 @@ def save(path: Path, nodes: list[onnx.NodeProto], inputs: list, outputs: list, w
     return path
 
 
-def tensor(name: str, kind: int, shape: list) -> onnx.ValueInfoProto:
+def tensor(name: str, kind: int, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, shape)
 
 
@@ -69,8 +77,13 @@ def attend(rows: np.ndarray) -> np.ndarray:
     scores = query @ key.transpose(0, 2, 1) / np.sqrt(HEAD_DIM)
     scores[:, np.triu(np.ones(scores.shape[1:], bool), 1)] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
-    out = weights / weights.sum(-1, keepdims=True) @ value
+    out: np.ndarray = weights / weights.sum(-1, keepdims=True) @ value
     return out.transpose(1, 0, 2).reshape(-1, DIM)
+
+
+def empty_caches() -> tuple[np.ndarray, np.ndarray]:
+    shape = (1, HEADS, CONTEXT, HEAD_DIM)
+    return np.zeros(shape, np.float32), np.zeros(shape, np.float32)
 
 
 def run_attention(graph: Graph, rows: np.ndarray, caches: tuple[np.ndarray, np.ndarray], total: int) -> np.ndarray:
@@ -82,7 +95,7 @@ def run_attention(graph: Graph, rows: np.ndarray, caches: tuple[np.ndarray, np.n
     lengths = {"seqlens_k": np.array([total - 1], np.int32), "total": np.array(total, np.int32)}
     outputs = graph.run(inputs | lengths, shared)
     assert list(outputs) == ["out"]
-    return outputs["out"][0]
+    return outputs["out"].squeeze(0)
 
 
 def test_outputs_are_named_and_equal_numpy(linear: tuple[Graph, np.ndarray]) -> None:
@@ -112,7 +125,7 @@ def test_outputs_outlive_the_graph_and_later_runs(linear: tuple[Graph, np.ndarra
 
 def test_shared_buffers_are_updated_in_place(attention: Graph) -> None:
     rows = np.random.default_rng(2).standard_normal((3, 9, DIM), np.float32)
-    caches = tuple(np.zeros((1, HEADS, CONTEXT, HEAD_DIM), np.float32) for _ in range(2))
+    caches = empty_caches()
     addresses = [cache.ctypes.data for cache in caches]
     outs = [run_attention(attention, rows[:, :6], caches, 6)]
     outs += [run_attention(attention, rows[:, step : step + 1], caches, step + 1) for step in range(6, 9)]
@@ -128,7 +141,7 @@ def test_threads_share_a_graph(attention: Graph) -> None:
 
     def work(seed: int) -> None:
         rows = np.random.default_rng(seed).standard_normal((3, 20, DIM), np.float32)
-        caches = tuple(np.zeros((1, HEADS, CONTEXT, HEAD_DIM), np.float32) for _ in range(2))
+        caches = empty_caches()
         steps = [run_attention(attention, rows[:, step : step + 1], caches, step + 1) for step in range(20)]
         wanted[seed], got[seed] = attend(rows), np.concatenate(steps)
 
@@ -242,7 +255,7 @@ def test_thread_variable_that_can_not_be_used(text: str, monkeypatch: pytest.Mon
 
 
 def test_physical_cores_count_siblings_once_and_keep_quotas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(threads, "_siblings", lambda cpu: f"{cpu % 4},{cpu % 4 + 4}")
     monkeypatch.setattr(threads, "_quota", lambda: float("inf"))
     assert threads.physical_cores() == 4

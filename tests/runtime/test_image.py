@@ -16,9 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from edgevlm_runtime import image as image_module
 from edgevlm_runtime.errors import BadImage
-from edgevlm_runtime.image import MAX_BYTES, load_image
+from edgevlm_runtime.image import MAX_BYTES, ImageSource, load_image
 
 
 def photo(width: int = 40, height: int = 24) -> Image.Image:
@@ -107,10 +106,12 @@ def test_gray_16_bit_is_scaled_not_clipped() -> None:
     values = np.array([[0, 128, 129, 257, 32768, 65535 - 129, 65535 - 128, 65535]], np.uint16)
     wanted = np.round(values / 257).astype(np.uint8)
     rows = b"\0" + values.astype(">u2").tobytes()
-    sources = [png(8, 1, 16, 0, rows), Image.fromarray(values), Image.fromarray(values.astype(np.int32))]
+    sources: list[ImageSource] = [png(8, 1, 16, 0, rows)]
+    sources += [Image.fromarray(values), Image.fromarray(values.astype(np.int32))]
     sources += [encoded(Image.fromarray(values), kind) for kind in ("TIFF", "PNG")]
-    big_endian = Image.frombytes("I;16B", (8, 1), values.astype(">u2").tobytes())
-    for source in (*sources, big_endian, b"P5 8 1 65535\n" + values.astype(">u2").tobytes()):
+    big_endian = values.astype(">u2").tobytes()
+    sources += [Image.frombytes("I;16B", (8, 1), big_endian), b"P5 8 1 65535\n" + big_endian]
+    for source in sources:
         got = load_image(source)
         assert got.shape == (1, 8, 3)
         np.testing.assert_array_equal(got, np.repeat(wanted[..., None], 3, -1))
@@ -375,5 +376,5 @@ def test_every_other_error_of_a_decoder(monkeypatch: pytest.MonkeyPatch) -> None
         def fail(*_: object, error: Exception = error, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr(image_module.Image, "open", fail)
+        monkeypatch.setattr(Image, "open", fail)
         assert "can not be decoded" in refused(b"some bytes")

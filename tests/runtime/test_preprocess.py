@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -105,13 +106,13 @@ def test_max_crops_below_one(max_crops: int) -> None:
 
 
 def normalized(image: Image.Image, spec: ImageSpec) -> np.ndarray:
-    values = np.asarray(image, np.float64) / 255
-    return ((values - np.array(spec.mean)) / np.array(spec.std)).transpose(2, 0, 1)
+    values: np.ndarray = (np.asarray(image, np.float64) / 255 - np.array(spec.mean)) / np.array(spec.std)
+    return values.transpose(2, 0, 1)
 
 
 @pytest.mark.parametrize("size", [(60, 90), (200, 64), (49, 49), (123, 77)])
 @pytest.mark.parametrize("resample", ["lanczos", "bicubic", "bilinear"])
-def test_crops_against_brute_force(size: tuple[int, int], resample: str) -> None:
+def test_crops_against_brute_force(size: tuple[int, int], resample: Literal["lanczos", "bicubic", "bilinear"]) -> None:
     spec = dataclasses.replace(SMALL, resample=resample)
     pixels = noise(*size)
     crops, grid = make_crops(pixels, spec)

@@ -48,7 +48,7 @@ HISTORY = [1, 0, 1]
         (RepetitionPenalty(1.3), RepetitionPenaltyLogitsProcessor(1.3)),
         (RepetitionPenalty(0.7), RepetitionPenaltyLogitsProcessor(0.7)),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 @settings(max_examples=25, deadline=None)
 @given(logits=LOGITS)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -22,6 +24,7 @@ SPEC = ImageSpec(
     crop_px=48, resample="lanczos", mean=HALF, std=HALF, tiling=TilingSpec(patch_px=8, margin_patches=1, max_crops=6)
 )
 PATCHES, ENC_DIM, DIM = 36, 10, 12
+Port: TypeAlias = tuple[str, Sequence[int | str]]  # name and shape
 
 
 def brute_stitch(tiles: np.ndarray, rows: int, cols: int, margin: int) -> np.ndarray:
@@ -79,7 +82,7 @@ def test_pool_of_its_own_size_is_identity() -> None:
     np.testing.assert_array_equal(adaptive_average_pool(features, 27), features)
 
 
-def graph(path: Path, nodes: list, source: tuple[str, list], target: tuple[str, list], weights: dict) -> Path:
+def graph(path: Path, nodes: list[onnx.NodeProto], source: Port, target: Port, weights: dict[str, np.ndarray]) -> Path:
     arrays = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
     inputs = [helper.make_tensor_value_info(source[0], TensorProto.FLOAT, source[1])]
     outputs = [helper.make_tensor_value_info(target[0], TensorProto.FLOAT, target[1])]
@@ -88,7 +91,7 @@ def graph(path: Path, nodes: list, source: tuple[str, list], target: tuple[str, 
     return path
 
 
-WEIGHTS = {
+WEIGHTS: dict[str, np.ndarray] = {
     "patch": np.random.default_rng(1).standard_normal((ENC_DIM, 3, 8, 8), np.float32) / 10,
     "project": np.random.default_rng(2).standard_normal((2 * ENC_DIM, DIM), np.float32),
 }
@@ -102,7 +105,8 @@ def tower(folder: Path, spec: ImageSpec = SPEC) -> VisionTower:
         helper.make_node("Transpose", ["rows"], ["features"], perm=[0, 2, 1]),
     ]
     constants = {"patch": WEIGHTS["patch"], "flat": np.array([0, ENC_DIM, -1])}
-    source, target = ("crops", ["crops", 3, 48, 48]), ("features", ["crops", PATCHES, ENC_DIM])
+    source: Port = ("crops", ["crops", 3, 48, 48])
+    target: Port = ("features", ["crops", PATCHES, ENC_DIM])
     vision = graph(folder / "vision.onnx", nodes, source, target, constants)
     width = 2 * ENC_DIM if spec.tiling else ENC_DIM
     nodes = [helper.make_node("MatMul", ["features", "project"], ["tokens"])]
@@ -128,7 +132,7 @@ def expected(pixels: np.ndarray, max_crops: int | None = None) -> np.ndarray:
 def test_tokens(tmp_path: Path, size: tuple[int, int], max_crops: int | None) -> None:
     pixels = np.random.default_rng(3).integers(0, 256, (*size, 3), np.uint8)
     tokens = tower(tmp_path).encode(pixels, max_crops)
-    assert (tokens.shape, tokens.dtype) == ((PATCHES, DIM), np.float32)
+    assert tokens.shape == (PATCHES, DIM) and tokens.dtype == np.float32
     np.testing.assert_allclose(tokens, expected(pixels, max_crops), atol=1e-4)
 
 
