@@ -68,13 +68,20 @@ def resolve(model: str | os.PathLike[str]) -> Path:
     raise ModelNotFound(_how_to_get(name))
 
 
-def load(model: str | os.PathLike[str] = BUILT_IN, *, engine: str = "auto", threads: int | None = None) -> Model:
+def load(
+    model: str | os.PathLike[str] = BUILT_IN,
+    *,
+    engine: str = "auto",
+    threads: int | None = None,
+    low_memory: bool = False,
+) -> Model:
     """Open a model for asking.
 
     Args:
         model: a bundle's path, a name under EDGEVLM_HOME, or `nano`, which is built in.
         engine: `auto`, or an engine's name.
         threads: how many threads the engine uses; all physical cores by default.
+        low_memory: close the image encoder after each image, for one image at a time on a small machine.
 
     Raises:
         ModelNotFound, DamagedBundle: there is no such bundle, or a file of it is missing or altered.
@@ -83,7 +90,7 @@ def load(model: str | os.PathLike[str] = BUILT_IN, *, engine: str = "auto", thre
     from edgevlm_runtime.model import load as load_bundle
     from edgevlm_runtime.options import LoadOptions
 
-    return load_bundle(resolve(model), LoadOptions(engine=engine, threads=threads))
+    return load_bundle(resolve(model), LoadOptions(engine=engine, threads=threads, low_memory=low_memory))
 
 
 def _is_bundle(path: Path) -> bool:

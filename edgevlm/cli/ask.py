@@ -30,7 +30,7 @@ def run(
     if os.path.isfile(prompt):
         raise InvalidOption(f"the prompt comes last, but {prompt} is a file")
     check_words(prompt, "prompt")
-    session = Session(flags)
+    session = Session(flags, many_images=len(images) > 1)
     if flags.json and len(images) > 1:
         _print_together(session, images, prompt)
         return

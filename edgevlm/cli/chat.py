@@ -42,7 +42,7 @@ class _Conversation:
 
     def __init__(self, flags: TextFlags) -> None:
         self._flags = flags
-        self._session = Session(flags)
+        self._session = Session(flags, many_images=True)
         self._image: EncodedImage | None = None
 
     def look_at(self, path: str) -> None:

@@ -32,12 +32,15 @@ _INTRODUCTION = (
 class Session:
     """An opened model, and how its answers are printed."""
 
-    def __init__(self, flags: ModelFlags) -> None:
-        """Open the model of `-m`, of EDGEVLM_MODEL, or the built-in one; raises as `edgevlm.load`."""
+    def __init__(self, flags: ModelFlags, *, many_images: bool = False) -> None:
+        """Open the model of `-m`, of EDGEVLM_MODEL, or the built-in one; raises as `edgevlm.load`.
+
+        With `many_images` the image encoder stays open after the first.
+        """
         self._flags = flags
         self.options = flags.generate_options()
         chosen = flags.model or os.environ.get("EDGEVLM_MODEL")
-        self.model = load(chosen or BUILT_IN, engine=flags.engine, threads=flags.threads)
+        self.model = load(chosen or BUILT_IN, engine=flags.engine, threads=flags.threads, low_memory=not many_images)
         self._introduced = bool(chosen)
 
     def introduce(self) -> None:

@@ -35,6 +35,11 @@ class Graphs:
                 self._opened[role] = self._engine.open(self._file(role))
             return self._opened[role]
 
+    def release(self, role: Role) -> None:
+        """Let go of one graph; it is opened again when it is needed."""
+        with self._lock:
+            self._opened.pop(role, None)
+
     def close(self) -> None:
         """Let go of all graphs; what still runs on one keeps it until it is done."""
         with self._lock:

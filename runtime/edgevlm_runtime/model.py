@@ -22,7 +22,7 @@ from edgevlm_runtime.errors import EngineError, InvalidOption, UnsupportedTask
 from edgevlm_runtime.generate import Writer
 from edgevlm_runtime.graphs import Graphs
 from edgevlm_runtime.image import ImageSource, load_image
-from edgevlm_runtime.manifest import Manifest, Task
+from edgevlm_runtime.manifest import Manifest, Role, Task
 from edgevlm_runtime.options import GenerateOptions, LoadOptions
 from edgevlm_runtime.parts import TextParts, needed, open_text
 from edgevlm_runtime.prompts import Prompt, SpatialRef
@@ -32,6 +32,7 @@ from edgevlm_runtime.vision import VisionTower
 
 AnyImage: TypeAlias = ImageSource | EncodedImage
 GREEDY = GenerateOptions()
+VISION_ROLES: tuple[Role, ...] = ("vision", "project")
 
 
 def load(source: str | os.PathLike[str] | Bundle, options: LoadOptions | None = None) -> Model:
@@ -44,7 +45,8 @@ def load(source: str | os.PathLike[str] | Bundle, options: LoadOptions | None = 
     options = options or LoadOptions()
     start = time.perf_counter()
     bundle = source if isinstance(source, Bundle) else open_bundle(Path(source))
-    return Model(bundle, open_engine(options.engine, options.threads), start=start)
+    engine = open_engine(options.engine, options.threads)
+    return Model(bundle, engine, low_memory=options.low_memory, start=start)
 
 
 class Model:
@@ -55,14 +57,15 @@ class Model:
     BadImage; a prompt that does not fit, ContextOverflow.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, *, start: float | None = None) -> None:
-        """`start` is the perf_counter value from which `load_ms` counts."""
+    def __init__(self, bundle: Bundle, engine: Engine, *, low_memory: bool = False, start: float | None = None) -> None:
+        """`low_memory` as in LoadOptions; `start` is the perf_counter value from which `load_ms` counts."""
         start = time.perf_counter() if start is None else start
         self._bundle = bundle
         self._graphs = Graphs(bundle, engine)
         self._parts: TextParts | None = open_text(bundle, self._graphs)
         self._tower: VisionTower | None = None
         self._opening = threading.Lock()
+        self._low_memory = low_memory
         self.load_ms = 1e3 * (time.perf_counter() - start)
 
     def __repr__(self) -> str:
@@ -104,6 +107,8 @@ class Model:
         parts = self._open_parts()
         pixels = load_image(image)
         tokens = self._vision().encode(pixels, max_crops, checkpoint)
+        if self._low_memory:
+            self._release_vision()
         cache = parts.read_image(tokens)
         return EncodedImage(owner=self, embeddings=tokens, cache=cache, size=pixels.shape[:2])
 
@@ -214,8 +219,14 @@ class Model:
         with self._opening:
             if self._tower is None:
                 spec = needed(self.manifest.image, "image")
-                self._tower = VisionTower(spec, self._graphs.open("vision"), self._graphs.open("project"))
+                self._tower = VisionTower(spec, *(self._graphs.open(role) for role in VISION_ROLES))
             return self._tower
+
+    def _release_vision(self) -> None:
+        with self._opening:
+            self._tower = None
+            for role in VISION_ROLES:
+                self._graphs.release(role)
 
     def _locator(self, parts: TextParts, options: GenerateOptions) -> Locator:
         regions = parts.need_regions()

@@ -212,6 +212,14 @@ def test_graphs_are_opened_when_needed_and_once(bundle: Bundle, photo: Pixels) -
     assert sorted(engine.opened) == sorted(set(engine.opened))
 
 
+def test_low_memory_closes_the_image_encoder_after_each_image(bundle: Bundle, photo: Pixels) -> None:
+    engine = FakeEngine(TinyDecoder(320))
+    model = Model(bundle, engine, low_memory=True)
+    answers = [model.query(photo, "how many", SHORT).token_ids for _ in range(2)]
+    assert engine.opened == ["decoder", *["vision", "project"] * 2]
+    assert answers == [Model(bundle, FakeEngine(TinyDecoder(320))).query(photo, "how many", SHORT).token_ids] * 2
+
+
 def test_what_a_model_can_not_do_says_what_it_can(tmp_path: Path, photo: Pixels) -> None:
     model, _ = make_model(write_bundle(tmp_path / "asks", tasks=("query",)))
     for task, ask in (
