@@ -73,7 +73,7 @@ def score(source: str | Path, n_scenes: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=300)
+    parser.add_argument("--scenes", type=int, default=200)
     n_scenes: int = parser.parse_args().scenes
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "nano-fp32"
