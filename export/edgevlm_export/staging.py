@@ -44,7 +44,7 @@ def check_space(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise ExportError(
-            f"{folder.parent}: {needed_bytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free; "
+            f"{folder.parent}: {needed_bytes / 1e6:,.1f} MB needed, {free / 1e6:,.1f} MB free; "
             "make room or choose another OUT"
         )
 

@@ -143,7 +143,7 @@ def test_too_little_space_is_said_before_writing(tiny: Path, out: Path, monkeypa
     usage = shutil.disk_usage(tiny)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     progress = Failing("nothing", RuntimeError())
-    with pytest.raises(ExportError, match="GB free"):
+    with pytest.raises(ExportError, match="MB free"):
         export(request_of(tiny, out), progress)
     assert progress.steps[-1] == "trace"
     assert not list(out.parent.iterdir())
