@@ -76,13 +76,13 @@ def main() -> None:
     n_bytes = sum(file.stat().st_size for file in out.iterdir())
     answered = {n_crops: measure(answer, out, draw_image(), n_crops) for n_crops in _CROPS}
     save(f"full_size_{options.size}", _result(exported, n_bytes, answered))
-    text = render(exported, n_bytes, answered)
+    text = render(options.size, exported, n_bytes, answered)
     if options.size == "2b":
         write_section("full size", text)
     print(text)
 
 
-def render(exported: Measured[Exported], n_bytes: int, answered: dict[int, Measured[Answered]]) -> str:
+def render(size: str, exported: Measured[Exported], n_bytes: int, answered: dict[int, Measured[Answered]]) -> str:
     """The README's tables."""
     before = exported.value
     export_rows = [
@@ -106,7 +106,7 @@ def render(exported: Measured[Exported], n_bytes: int, answered: dict[int, Measu
     ]
     return "\n\n".join(
         (
-            table(["Moondream2 2B, random weights", "time", "peak RSS"], export_rows),
+            table([f"Moondream2 {size.upper()}, random weights", "time", "peak RSS"], export_rows),
             table(["run, 640 x 480", "load", "first token", "second question", "tokens/s", "peak RSS"], run_rows),
             f"The bundle has {n_bytes / _GB:.2f} GB. {_agreement(exported.value.fidelity)} "
             "`python -m benchmarks.full_size WORK`.",
