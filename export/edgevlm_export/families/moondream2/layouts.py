@@ -49,11 +49,6 @@ def is_packed(keys: Mapping[str, LazyWeight]) -> bool:
     return any(key.endswith(".weight.packed") for key in keys)
 
 
-def is_training(keys: Mapping[str, LazyWeight]) -> bool:
-    """Whether a checkpoint has the training layout."""
-    return any(key.startswith(_TRAINING_MARKS) for key in keys)
-
-
 def canonical(tensors: Mapping[str, LazyWeight]) -> dict[str, LazyWeight]:
     """Tensors by the module's names; keys of no layout stay as they are.
 
