@@ -7,6 +7,8 @@
     for piece in model.stream(image, "what is this?"):
         ...
 
+    edgevlm.load("fastvit_t8").classify("cat.jpg", top_k=3).labels
+
 Names are looked up when they are first used, so that importing the package, or `edgevlm --help`, loads no engine.
 """
 
@@ -20,20 +22,37 @@ if TYPE_CHECKING:
     from edgevlm_runtime.answer import Answer, Box, Point
     from edgevlm_runtime.encoded import EncodedImage
     from edgevlm_runtime.errors import EdgeVLMError
+    from edgevlm_runtime.labels import Classification, Label
     from edgevlm_runtime.model import Model
     from edgevlm_runtime.options import GenerateOptions
+    from edgevlm_runtime.search import SearchResult
 
-__all__ = ["Answer", "Box", "EdgeVLMError", "EncodedImage", "GenerateOptions", "Model", "Point", "load"]
+__all__ = [
+    "Answer",
+    "Box",
+    "Classification",
+    "EdgeVLMError",
+    "EncodedImage",
+    "GenerateOptions",
+    "Label",
+    "Model",
+    "Point",
+    "SearchResult",
+    "load",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
     "Answer": "edgevlm_runtime.answer",
     "Box": "edgevlm_runtime.answer",
+    "Classification": "edgevlm_runtime.labels",
     "EdgeVLMError": "edgevlm_runtime.errors",
     "EncodedImage": "edgevlm_runtime.encoded",
     "GenerateOptions": "edgevlm_runtime.options",
+    "Label": "edgevlm_runtime.labels",
     "Model": "edgevlm_runtime.model",
     "Point": "edgevlm_runtime.answer",
+    "SearchResult": "edgevlm_runtime.search",
     "load": "edgevlm.home",
 }
 

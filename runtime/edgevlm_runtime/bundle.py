@@ -43,6 +43,11 @@ class Bundle:
             raise DamagedBundle(f"{self.root}: the manifest lists no file {relative!r}; {_WAY_OUT}")
         return _inside(self.root, relative)
 
+    @property
+    def fingerprint(self) -> str:
+        """The manifest's own checksum, which no other bundle has."""
+        return _checksum(write_record(self.manifest))
+
     def check_hashes(self, *, fresh: bool = True) -> None:
         """Compare every file with its SHA-256, reading all of them when `fresh`, else only what may have changed.
 
@@ -77,6 +82,7 @@ def open_bundle(path: Path, *, check: bool = True) -> Bundle:
     if checksum != _checksum(data):
         raise DamagedBundle(f"{where}: its contents were altered (checksum differs); {_WAY_OUT}")
     _check_image(bundle.manifest.image, where)
+    _check_text(bundle.manifest, where)
     if check:
         bundle.check_hashes(fresh=False)
     return bundle
@@ -175,7 +181,8 @@ def _check_files(bundle: Bundle) -> None:
     """Every file that the manifest names is listed, inside the folder, present, and of the right size."""
     manifest = bundle.manifest
     named = [manifest.tokenizer, manifest.embedding, manifest.golden, manifest.labels]
-    named += [graph.file for graph in manifest.graphs.values()]
+    for graph in manifest.graphs.values():
+        named += [graph.file, *graph.compiled.values()]
     for relative in (*manifest.files, *(name for name in named if name is not None)):
         path = bundle.path(relative)
         try:
@@ -201,8 +208,19 @@ def _check_image(spec: ImageSpec | None, where: str) -> None:
         sound = sound and tiling.patch_px >= 1 and tiling.margin_patches >= 0 and 1 <= tiling.max_crops <= 1024
         sound = sound and spec.crop_px % tiling.patch_px == 0
         sound = sound and spec.crop_px > 2 * tiling.margin_patches * tiling.patch_px
+    if spec.center_crop is not None:
+        sound = sound and tiling is None and spec.crop_px <= spec.center_crop.shortest_px <= 8192
     if not sound:
         raise DamagedBundle(f"{where}: image: its sizes do not fit each other ({spec}); {_WAY_OUT}")
+
+
+def _check_text(manifest: Manifest, where: str) -> None:
+    """Refuse a context without room for words, and a template without a place for them."""
+    text, match = manifest.text, manifest.match
+    if text is not None and not 2 <= text.context <= 1 << 16:
+        raise DamagedBundle(f"{where}: text: a context of {text.context} tokens can not be used; {_WAY_OUT}")
+    if match is not None and "{}" not in match.template:
+        raise DamagedBundle(f"{where}: match: template {match.template!r} has no {{}}; {_WAY_OUT}")
 
 
 def _inside(root: Path, relative: str) -> Path:

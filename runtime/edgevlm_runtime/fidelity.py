@@ -12,7 +12,7 @@ import numpy as np
 
 from edgevlm_runtime.engines import Array
 from edgevlm_runtime.errors import FidelityError
-from edgevlm_runtime.manifest import FidelityReport
+from edgevlm_runtime.manifest import FidelityReport, GraphFidelity, ImageFidelityReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +96,27 @@ def _log_softmax(x: Array) -> Array:
 
 def report_table(report: FidelityReport) -> tuple[tuple[str, ...], ...]:
     """The report as text cells, header first: a row per graph, then the whole model's figures."""
-    graphs = [(g.role, f"{g.relative_error:.1e}", f"{g.cosine:.6f}") for g in report.graphs]
     return (
-        ("graph", "relative error", "cosine"),
-        *graphs,
+        *_graph_rows(report.graphs),
         ("first logits", f"{report.logits_relative_error:.1e}", ""),
         ("greedy tokens agree", f"{report.greedy_agreement:.1%}", ""),
         (f"top-1 of {report.n_positions} agrees", f"{report.top1_agreement:.1%}", ""),
         ("KL divergence, nats", f"{report.kl_divergence:.1e}", ""),
     )
+
+
+def image_report_table(report: ImageFidelityReport) -> tuple[tuple[str, ...], ...]:
+    """`report_table` of an image model: a row per graph, then what folding did and whether the first class agrees."""
+    folds = [
+        (f"{role} folded: {fold.nodes_before} to {fold.nodes_after} nodes", f"{fold.relative_error:.1e}", "")
+        for role, fold in report.folds.items()
+    ]
+    agreement = report.top1_agreement
+    top1 = [] if agreement is None else [(f"top-1 of {report.n_images} images agrees", f"{agreement:.1%}", "")]
+    return (*_graph_rows(report.graphs), *folds, *top1)
+
+
+def _graph_rows(graphs: Sequence[GraphFidelity]) -> tuple[tuple[str, ...], ...]:
+    """The header, and a row per graph."""
+    figures = ((graph.role, f"{graph.relative_error:.1e}", f"{graph.cosine:.6f}") for graph in graphs)
+    return (("graph", "relative error", "cosine"), *figures)

@@ -111,14 +111,19 @@ def _read_graphs(arrays: Mapping[str, Array]) -> Iterator[GoldenGraph]:
         role, _, part = rest.rpartition(".")
         if kind == "graph" and part == "values":
             yield GoldenGraph(
-                role=_role(role),
+                role=role_named(role),
                 row_ids=arrays[f"graph.{role}.rows"],
                 values=arrays[key],
                 given=arrays.get(f"graph.{role}.given"),
             )
 
 
-def _role(name: str) -> Role:
+def role_named(name: str) -> Role:
+    """A graph's role, read from a file.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
     for role in get_args(Role):
         if role == name:
             return cast(Role, role)

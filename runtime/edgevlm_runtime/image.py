@@ -71,7 +71,15 @@ def load_image(source: ImageSource) -> Pixels:
     if isinstance(source, Image.Image):
         with _decoding("the PIL image"):
             return _to_rgb(source, "the PIL image")
-    data, name = _read(source)
+    return decode_image(*_read(source))
+
+
+def decode_image(data: bytes, name: str) -> Pixels:
+    """`load_image` of an image file's bytes; `name` is what messages call it.
+
+    Raises:
+        BadImage: as `load_image`.
+    """
     if not data:
         raise BadImage(f"{name}: empty, there is no image in it")
     if len(data) > MAX_BYTES:
@@ -86,14 +94,19 @@ def _read(source: object) -> tuple[bytes, str]:
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source[: MAX_BYTES + 1]), "the image's bytes"
     if isinstance(source, str | os.PathLike):
-        return _read_path(source)
+        return read_image_file(source)
     if callable(getattr(source, "read", None)):
         return _read_file(source), "the image file"
     kinds = "a path, bytes, a binary file, a NumPy array or a PIL image"
     raise BadImage(f"{type(source).__name__} can not be read as an image; give {kinds}")
 
 
-def _read_path(source: str | os.PathLike[str]) -> tuple[bytes, str]:
+def read_image_file(source: str | os.PathLike[str]) -> tuple[bytes, str]:
+    """A file's bytes, one more than MAX_BYTES where it is larger, and what to call it in messages.
+
+    Raises:
+        BadImage: there is no file that can be read.
+    """
     name = _shown(os.fspath(source))
     try:
         path = Path(source)

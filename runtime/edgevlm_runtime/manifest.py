@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 SCHEMA_VERSION = 1
 
-Task: TypeAlias = Literal["caption", "query", "detect", "point", "classify", "embed"]
+Task: TypeAlias = Literal["caption", "query", "detect", "point", "classify", "embed", "search"]
 Role: TypeAlias = Literal[
     "vision",
     "project",
@@ -37,12 +37,16 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphSpec:
-    """One graph: its file, relative to the bundle, and what goes in and out."""
+    """One graph: its file, relative to the bundle, and what goes in and out.
+
+    `compiled` maps an engine's name to the file that it opens instead of the ONNX file.
+    """
 
     file: str
     precision: Precision
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    compiled: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +63,76 @@ class TilingSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CenterCropSpec:
+    """Shorter side to `shortest_px`, the longer one in proportion (rounded down), then the square in the middle.
+
+    Where the margin is odd, its half is rounded to the even neighbor ("half_even", as torchvision does) or down
+    ("floor", as transformers does).
+    """
+
+    shortest_px: int
+    rounding: Literal["half_even", "floor"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageSpec:
-    """Image to crops: square crops of `crop_px`, values (x / 255 - mean) / std, RGB."""
+    """Image to crops: square crops of `crop_px`, values (x / 255 - mean) / std, RGB.
+
+    Without `tiling` and `center_crop` the whole image is resized to a square.
+    """
 
     crop_px: int
     resample: Literal["lanczos", "bicubic", "bilinear"]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     tiling: TilingSpec | None = None
+    center_crop: CenterCropSpec | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSpec:
+    """Words to the token ids (texts, tokens) of a text tower, at most `context` of them.
+
+    Shorter texts are padded with `pad_id` to the longest of the call, or to `context` where `pad_to_context`.
+    `end_id` stays the last token of a text that is cut. `lowercase` and `strip_punctuation` come before the tokenizer.
+    """
+
+    context: int
+    pad_id: int
+    end_id: int | None = None
+    pad_to_context: bool
+    lowercase: bool = False
+    strip_punctuation: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchSpec:
+    """How alike an image and a text are: scale * cosine + bias of their embeddings is a logit.
+
+    Over several texts "softmax" gives one probability shared among them, "sigmoid" one for each. `template` makes a
+    text of a label, which replaces its {}.
+    """
+
+    scale: float
+    bias: float
+    activation: Literal["softmax", "sigmoid"]
+    template: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NpuSpec:
+    """The chip that a bundle's graphs were compiled for, and how the compiled graphs compare with float32.
+
+    `target` as on the command line; `compiler` and its version; `checked_on` says where: a simulator or another
+    device. `cosine` is the mean over the golden images, the worst output's; `top1_agreement` is None for embeddings.
+    """
+
+    target: str
+    engine: str
+    compiler: str
+    checked_on: str
+    cosine: float
+    top1_agreement: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +241,7 @@ class GraphFidelity:
 
 @dataclass(frozen=True, kw_only=True)
 class FidelityReport:
-    """A bundle against the torch module in float32.
+    """A bundle that generates text against the torch module in float32.
 
     `greedy_agreement` is the share of greedily generated tokens that the module would have chosen too;
     `top1_agreement` and `kl_divergence` (mean, nats) compare next-token distributions over `n_positions` held-out
@@ -188,6 +254,32 @@ class FidelityReport:
     top1_agreement: float
     kl_divergence: float
     n_positions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldReport:
+    """What structural reparameterization did to a graph: its nodes before and after.
+
+    `relative_error` is the largest difference between outputs of the folded graph in float32 and of the published
+    module, over the module's largest value.
+    """
+
+    nodes_before: int
+    nodes_after: int
+    relative_error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFidelityReport:
+    """An image model's bundle against the torch module in float32, on `n_images` images that it was not calibrated on.
+
+    `top1_agreement` is the share of images of the same first class, None for embeddings; `folds` are by role.
+    """
+
+    graphs: tuple[GraphFidelity, ...]
+    n_images: int
+    top1_agreement: float | None = None
+    folds: dict[str, FoldReport] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,9 +308,13 @@ class Manifest:
     prompt: PromptSpec | None = None
     region: RegionSpec | None = None
     sampling: SamplingSpec | None = None
+    text: TextSpec | None = None
+    match: MatchSpec | None = None
+    npu: NpuSpec | None = None
     tokenizer: str | None = None
     embedding: str | None = None
     golden: str | None = None
     labels: str | None = None
     fidelity: FidelityReport | None = None
+    image_fidelity: ImageFidelityReport | None = None
     notes: dict[str, str] = field(default_factory=dict)

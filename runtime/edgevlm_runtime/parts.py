@@ -1,4 +1,4 @@
-"""What a model with a decoder consists of, opened from its bundle: decoder, tokenizer, prompts, regions."""
+"""What a model consists of, opened from its bundle: a decoder and all around it, or encoders of images and texts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import numpy as np
 
 from edgevlm_runtime.bundle import Bundle
 from edgevlm_runtime.decoder import Decoder, Session
-from edgevlm_runtime.engines import Array, FloatArray
+from edgevlm_runtime.embedding import open_embedding
+from edgevlm_runtime.engines import FloatArray
 from edgevlm_runtime.errors import DamagedBundle
 from edgevlm_runtime.graphs import Graphs
+from edgevlm_runtime.image_encoder import ImageEncoder
 from edgevlm_runtime.kv_cache import KVCache
-from edgevlm_runtime.manifest import PromptSpec
+from edgevlm_runtime.manifest import PromptSpec, Role
 from edgevlm_runtime.prompts import Prompt, Prompts, control_ids
 from edgevlm_runtime.reasoning import Thoughts
 from edgevlm_runtime.regions import Regions
+from edgevlm_runtime.text_encoder import TextEncoder
 from edgevlm_runtime.tokenizer import TextTokenizer
 
 T = TypeVar("T")
@@ -74,7 +77,7 @@ def open_text(bundle: Bundle, graphs: Graphs) -> TextParts:
     spec = needed(manifest.prompt, "prompt")
     path = bundle.path(needed(manifest.tokenizer, "tokenizer"))
     tokenizer = TextTokenizer(path, control_ids(spec))
-    embedding = _open_embedding(bundle, needed(manifest.embedding, "embedding"))
+    embedding = open_embedding(bundle.path(needed(manifest.embedding, "embedding")))
     return TextParts(
         decoder=Decoder(graphs.open("decoder"), embedding, needed(manifest.cache, "cache")),
         tokenizer=tokenizer,
@@ -82,6 +85,24 @@ def open_text(bundle: Bundle, graphs: Graphs) -> TextParts:
         spec=spec,
         regions=None if manifest.region is None else Regions(manifest.region, graphs.open),
     )
+
+
+def open_image_encoder(bundle: Bundle, graphs: Graphs, role: Role) -> ImageEncoder:
+    """Open the graph of images of that role.
+
+    Raises:
+        DamagedBundle: the manifest does not describe it as one.
+        EngineError: the engine can not open it.
+    """
+    graph = graphs.open(role)
+    return ImageEncoder(needed(bundle.manifest.image, "image"), graph, bundle.manifest.graphs[role])
+
+
+def open_text_encoder(bundle: Bundle, graphs: Graphs) -> TextEncoder:
+    """Open the graph of texts and its tokenizer; raises as `open_image_encoder`."""
+    manifest = bundle.manifest
+    tokenizer = TextTokenizer(bundle.path(needed(manifest.tokenizer, "tokenizer")))
+    return TextEncoder(needed(manifest.text, "text"), tokenizer, graphs.open("text"))
 
 
 def needed(part: T | None, name: str) -> T:
@@ -93,15 +114,3 @@ def needed(part: T | None, name: str) -> T:
     if part is None:
         raise DamagedBundle(f"manifest.json: {name} is missing, but a task needs it; export the model again")
     return part
-
-
-def _open_embedding(bundle: Bundle, relative: str) -> Array:
-    """The embedding table (vocab, dim), memory-mapped."""
-    path = bundle.path(relative)
-    try:
-        table: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DamagedBundle(f"{path}: not a table of embeddings ({error}); export the model again") from error
-    if table.ndim != 2 or table.dtype not in (np.float16, np.float32):
-        raise DamagedBundle(f"{path}: embeddings are {table.dtype} {table.shape}, but must be floats (vocab, dim)")
-    return table

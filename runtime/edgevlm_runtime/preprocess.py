@@ -14,13 +14,17 @@ from PIL import Image
 
 from edgevlm_runtime.errors import InvalidOption
 from edgevlm_runtime.image import Pixels
-from edgevlm_runtime.manifest import ImageSpec
+from edgevlm_runtime.manifest import CenterCropSpec, ImageSpec
 
 _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
 }
+
+
+# Scaled by its shorter side, a longer strip than that would be huge; only its middle is seen.
+_MAX_ASPECT = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +109,37 @@ def _window_px(spec: ImageSpec) -> int:
     """Pixels that a crop shares with no neighbor."""
     assert spec.tiling is not None
     return spec.crop_px - 2 * spec.tiling.margin_patches * spec.tiling.patch_px
+
+
+def prepare_image(pixels: Pixels, spec: ImageSpec) -> npt.NDArray[np.float32]:
+    """One square float32 (3, side, side), normalized: the whole image, or its middle where the manifest says so.
+
+    All bits are those of torchvision's and transformers' transforms on PIL images.
+    """
+    image = Image.fromarray(pixels)
+    if spec.center_crop is None:
+        square = image.resize((spec.crop_px, spec.crop_px), _FILTERS[spec.resample])
+    else:
+        square = _center_square(image, spec, spec.center_crop)
+    return _normalize(np.asarray(square), spec)
+
+
+def _center_square(image: Image.Image, spec: ImageSpec, crop: CenterCropSpec) -> Image.Image:
+    """The square of `crop_px` in the middle, after the shorter side was scaled to `shortest_px`."""
+    shortest = min(image.size)
+    width, height = (min(side, _MAX_ASPECT * shortest) for side in image.size)
+    if (width, height) != image.size:
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    size = (crop.shortest_px * width // shortest, crop.shortest_px * height // shortest)
+    resized = image.resize(size, _FILTERS[spec.resample])
+    left, top = (_margin(side - spec.crop_px, crop) for side in size)
+    return resized.crop((left, top, left + spec.crop_px, top + spec.crop_px))
+
+
+def _margin(both: int, crop: CenterCropSpec) -> int:
+    """Pixels left out before the square, of those on both sides of it."""
+    return both // 2 if crop.rounding == "floor" else round(both / 2)
 
 
 def _normalize(pixels: Pixels, spec: ImageSpec) -> npt.NDArray[np.float32]:

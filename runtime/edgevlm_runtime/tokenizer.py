@@ -36,8 +36,8 @@ class TextTokenizer:
         # Despite its name: encode the text of special tokens like any other text.
         self._tokenizer.encode_special_tokens = True
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """A user's text to ids, without any special token.
+    def encode(self, text: str, *, framed: bool = False) -> tuple[int, ...]:
+        """A user's text to ids; `framed` by the special tokens that tokenizer.json puts around one, else without any.
 
         Raises:
             InvalidOption: the text has lone surrogates, as arguments that were not UTF-8 do.
@@ -46,7 +46,7 @@ class TextTokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise InvalidOption(f"the text is not valid Unicode at character {error.start}; give it as UTF-8") from None
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return tuple(self._tokenizer.encode(text, add_special_tokens=framed).ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Ids to text, without special tokens; bytes that are not UTF-8 become replacement characters."""

@@ -13,6 +13,7 @@ from edgevlm_runtime.engines import Array, Engine, open_engine
 from edgevlm_runtime.errors import DamagedBundle
 from edgevlm_runtime.fidelity import Check, Limits, mean_cosine, relative_error, require, rows, share_agreeing
 from edgevlm_runtime.golden import Golden, GoldenAnswer, GoldenGraph, read_golden
+from edgevlm_runtime.golden_images import image_checks, read_golden_images, run_golden
 from edgevlm_runtime.graphs import Graphs
 from edgevlm_runtime.image import load_image
 from edgevlm_runtime.manifest import GraphSpec, Role
@@ -41,15 +42,19 @@ def verify_bundle(source: Path | Bundle, options: LoadOptions | None = None) -> 
     options = options or LoadOptions()
     bundle = source if isinstance(source, Bundle) else open_bundle(source, check=False)
     bundle.check_hashes()
-    golden = read_golden(bundle.path(needed(bundle.manifest.golden, "golden")))
-    engine = open_engine(options.engine, options.threads)
-    checks = golden_checks(bundle, golden, engine)
+    path = bundle.path(needed(bundle.manifest.golden, "golden"))
+    engine = open_engine(options.engine, options.threads, bundle.manifest)
+    if "decoder" in bundle.manifest.graphs:
+        checks = golden_checks(bundle, read_golden(path), engine)
+    else:
+        images = read_golden_images(path)
+        checks = image_checks(run_golden(bundle, engine, images), images)
     require(checks, str(bundle.root))
     return GoldenResult(engine=engine.name, n_files=len(bundle.manifest.files), checks=checks)
 
 
 def golden_checks(bundle: Bundle, golden: Golden, engine: Engine) -> tuple[Check, ...]:
-    """All figures of a bundle on its golden vectors.
+    """All figures of a bundle that generates text on its golden vectors.
 
     Raises:
         DamagedBundle: the golden vectors do not fit the manifest.

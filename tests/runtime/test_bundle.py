@@ -283,6 +283,7 @@ def test_manifest_without_or_with_a_wrong_checksum(root: Path) -> None:
         (("image", "tiling", "margin_patches"), 14),
         (("image", "tiling", "max_crops"), 0),
         (("image", "tiling", "max_crops"), 10**9),
+        (("image", "center_crop"), {"shortest_px": 400, "rounding": "floor"}),  # and tiles
     ],
 )
 def test_sizes_that_can_not_be(root: Path, place: tuple[str, ...], value: object) -> None:
@@ -293,6 +294,49 @@ def test_sizes_that_can_not_be(root: Path, place: tuple[str, ...], value: object
 
     edit(root, change)
     assert "image" in refused(root)
+
+
+@pytest.mark.parametrize(("shortest_px", "sound"), [(377, False), (378, True), (8192, True), (10**6, False)])
+def test_a_center_crop_fits_what_was_scaled(root: Path, shortest_px: int, sound: bool) -> None:
+    def change(data: dict[str, Any]) -> None:
+        del data["image"]["tiling"]
+        data["image"]["center_crop"] = {"shortest_px": shortest_px, "rounding": "half_even"}
+
+    edit(root, change)
+    if sound:
+        open_bundle(root)
+    else:
+        assert "image: its sizes do not fit" in refused(root)
+
+
+def test_texts_that_can_not_be(root: Path) -> None:
+    text = {"context": 1, "pad_id": 0, "end_id": 1, "pad_to_context": True}
+    edit(root, lambda data: data.update(text=text))
+    assert "text: a context of 1" in refused(root)
+    match = {"scale": 1.0, "bias": 0.0, "activation": "sigmoid", "template": "a photo"}
+    edit(root, lambda data: (data.pop("text"), data.update(match=match)))
+    assert "template 'a photo' has no {}" in refused(root)
+
+
+def test_compiled_graphs_are_listed_and_there(root: Path) -> None:
+    (root / "vision.xml").write_bytes(b"<net/>")
+    graph = dataclasses.replace(MANIFEST.graphs["vision"], compiled={"openvino": "vision.xml"})
+    write_manifest(root, dataclasses.replace(MANIFEST, graphs={"vision": graph}))
+    assert open_bundle(root).manifest.graphs["vision"].compiled == {"openvino": "vision.xml"}
+    edit(root, lambda data: data["graphs"]["vision"]["compiled"].update(qnn="vision.qnn.onnx"))
+    assert "lists no file 'vision.qnn.onnx'" in refused(root)
+    edit(root, lambda data: data["graphs"]["vision"]["compiled"].update(qnn="../outside"))
+    assert "../outside" in refused(root)
+    edit(root, lambda data: data["graphs"]["vision"]["compiled"].pop("qnn"))
+    (root / "vision.xml").unlink()
+    assert "vision.xml: missing" in refused(root)
+
+
+def test_the_fingerprint_tells_bundles_apart(root: Path) -> None:
+    first = open_bundle(root).fingerprint
+    assert first == open_bundle(root).fingerprint == json.loads((root / "manifest.json").read_text())["checksum"]
+    write_manifest(root, dataclasses.replace(MANIFEST, name="other"))
+    assert open_bundle(root).fingerprint != first
 
 
 def test_unreadable_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
