@@ -18,7 +18,12 @@ from edgevlm.home import BUILT_IN, BUILT_IN_PATH, home, installed
 from edgevlm_runtime.errors import EdgeVLMError
 
 _RUNTIME_PACKAGES = ("numpy", "pillow", "tokenizers")
-_ENGINES = ("onnxruntime",)
+# Each engine's package as pip calls it, and what it is for.
+_ENGINE_PACKAGES = {
+    "onnxruntime": ("onnxruntime", "the engine of all models"),
+    "openvino": ("openvino", "faster image models on many processors, and Intel NPUs"),
+    "qnn": ("onnxruntime-qnn", "Hexagon NPUs"),
+}
 _EXPORT_PACKAGES = ("torch", "onnx-ir", "safetensors", "huggingface_hub")
 # What makes int8 and float32 matrix products fast: x86's names first, then Arm's.
 _X86_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
@@ -48,10 +53,28 @@ def _software() -> Iterator[Check]:
     yield Check(name="python", state="ok", detail=f"{platform.python_version()} ({sys.executable})")
     for package in _RUNTIME_PACKAGES:
         yield _package(package, "pip install edgevlm")
-    for engine in _ENGINES:
-        yield _package(engine, f"pip install {engine}")
+    yield from _engines()
     for package in _EXPORT_PACKAGES:
         yield _package(package, 'only `edgevlm export` needs it: pip install "edgevlm[export]"')
+
+
+def _engines() -> Iterator[Check]:
+    from edgevlm_runtime.engines.choice import INSTALL
+
+    for engine, (package, purpose) in _ENGINE_PACKAGES.items():
+        found = _package(package, f"{purpose}: {INSTALL[engine]}")
+        yield Check(name=f"engine {engine}", state=found.state, detail=found.detail)
+
+
+def _npu() -> Check:
+    """The NPUs that an installed engine can use; loading an engine to ask it takes up to a second."""
+    from edgevlm_runtime.engines.choice import finds_npu, installed_engines
+
+    installed = installed_engines()
+    if found := [engine for engine in installed if finds_npu(engine)]:
+        return Check(name="npu", state="ok", detail=f"by engine {', '.join(found)}")
+    simulator = "; engine qnn has a simulator" if "qnn" in installed else ""
+    return Check(name="npu", state="info", detail=f"none that an installed engine can use{simulator}")
 
 
 def _package(name: str, way_out: str) -> Check:
@@ -74,6 +97,7 @@ def _machine() -> Iterator[Check]:
     yield Check(name="threads", state="info", detail=f"{physical_cores()} cores usable of {os.cpu_count()} processors")
     if memory := _memory():
         yield Check(name="memory", state="info", detail=memory)
+    yield _npu()
 
 
 def _models() -> Iterator[Check]:

@@ -50,4 +50,5 @@ class Graphs:
         manifest = self._bundle.manifest
         if role not in manifest.graphs:
             raise UnsupportedTask(f"{manifest.name} has no {role} graph; it can: {', '.join(manifest.tasks)}")
-        return self._bundle.path(manifest.graphs[role].file)
+        graph = manifest.graphs[role]
+        return self._bundle.path(graph.compiled.get(self._engine.name, graph.file))

@@ -6,38 +6,18 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from edgevlm_runtime.engines import Graph, Shared, open_engine, threads
 from edgevlm_runtime.errors import EdgeVLMError, EngineError, InvalidOption
+from tests.runtime.onnx_files import save, tensor
 
 HEADS, HEAD_DIM, CONTEXT = 2, 32, 24
 DIM = HEADS * HEAD_DIM
-
-
-def save(
-    path: Path,
-    nodes: list[onnx.NodeProto],
-    inputs: list[onnx.ValueInfoProto],
-    outputs: list[onnx.ValueInfoProto],
-    weights: dict[str, np.ndarray] | None = None,
-) -> Path:
-    initializers = [onnx.numpy_helper.from_array(array, name) for name, array in (weights or {}).items()]
-    graph = helper.make_graph(nodes, "test", inputs, outputs, initializer=initializers)
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=0)
-    return path
-
-
-def tensor(name: str, kind: int, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, kind, shape)
 
 
 @pytest.fixture
@@ -219,22 +199,31 @@ def test_files_that_are_not_graphs(tmp_path: Path, capfd: pytest.CaptureFixture[
 
 
 def test_unknown_engine() -> None:
-    with pytest.raises(InvalidOption, match=r"'tensorrt' is unknown; known: auto, onnxruntime"):
+    with pytest.raises(InvalidOption, match=r"'tensorrt' is unknown; known: auto, onnxruntime, openvino, qnn"):
         open_engine("tensorrt", None)
 
 
-def test_missing_package() -> None:
+@pytest.mark.parametrize(
+    ("engine", "package", "way_out"),
+    [
+        ("auto", "onnxruntime", "pip install onnxruntime"),
+        ("openvino", "openvino", 'pip install "edgevlm[openvino]"'),
+        ("qnn", "onnxruntime_qnn", 'pip install "edgevlm[npu]"'),
+    ],
+)
+def test_missing_package(engine: str, package: str, way_out: str) -> None:
     code = (
-        "import sys; sys.modules['onnxruntime'] = None\n"
+        f"import sys; sys.modules['{package}'] = None\n"
         "from edgevlm_runtime.engines import open_engine\n"
-        "try: open_engine('auto', 1)\n"
+        f"try: open_engine('{engine}', 1)\n"
         "except Exception as error: sys.stdout.write(f'{type(error).__name__}: {error}')"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)}
     )
     assert done.stdout.startswith("EngineError: ")
-    assert done.stdout.endswith("pip install onnxruntime")
+    assert done.stdout.endswith(way_out)
+    assert "\n" not in done.stdout
 
 
 def test_thread_count(monkeypatch: pytest.MonkeyPatch) -> None:
