@@ -12,8 +12,10 @@ import os
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 _CHUNK_BYTES = 1 << 20
 # Smaller files are hashed on every load (32 MB take about 20 ms).
@@ -35,19 +37,30 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old or the new one, never a part.
+def write_atomically(path: Path, contents: str | bytes) -> None:
+    """Write a file, text as UTF-8, so that readers see the old or the new one, never a part.
 
     Raises:
         OSError: the disk is full or the folder not writable; the old file stays as it was.
     """
+    with replacing(path) as file:
+        file.write(contents.encode() if isinstance(contents, str) else contents)
+
+
+@contextmanager
+def replacing(path: Path, *, mode: int = 0o644, synchronize: bool = True) -> Iterator[IO[bytes]]:
+    """A file beside `path` that takes its place at the end; on an error it is removed. Raises as `write_atomically`.
+
+    With `synchronize` its contents are on the disk before.
+    """
     handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o644)
+            if synchronize:
+                os.fsync(file.fileno())
+        os.chmod(beside, mode)
         os.replace(beside, path)
     except BaseException:
         Path(beside).unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from edgevlm_runtime.engines import FloatArray
+from edgevlm_runtime.engines import Array, FloatArray
 from edgevlm_runtime.kv_cache import KVCache
 
 
@@ -14,12 +14,18 @@ class EncodedImage:
     """Image tokens and, for a model with a decoder, the keys and values that it keeps of them.
 
     It belongs to the model that encoded it and may be asked by several threads at once.
-    `embeddings` float32 (tokens, dim) are the image tokens; `width` and `height` are pixels of the upright image.
+    `embeddings` float32 (tokens, dim), read-only, are the image tokens; `width` and `height` are pixels of the upright
+    image.
     """
 
-    def __init__(self, *, owner: object, embeddings: FloatArray, cache: KVCache, size: tuple[int, int]) -> None:
+    def __init__(
+        self, *, owner: object, embeddings: FloatArray, cache: KVCache, size: tuple[int, int], key: str = ""
+    ) -> None:
+        """`cache` holds the image and nothing else; `key` is what an image cache knows it by."""
         self.owner = owner
+        self.key = key
         self.embeddings = embeddings
+        embeddings.flags.writeable = False  # others may have the same image
         self.height, self.width = size
         self._cache = cache
         self._prefix = cache.length
@@ -27,6 +33,20 @@ class EncodedImage:
 
     def __repr__(self) -> str:
         return f"EncodedImage({self.width} x {self.height} pixels, {len(self.embeddings)} tokens)"
+
+    @property
+    def positions(self) -> int:
+        """How many positions of the decoder's cache the image takes."""
+        return self._prefix
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the image takes, without what its cache has room for."""
+        return self.embeddings.nbytes + self._cache.nbytes(self._prefix)
+
+    def blocks(self) -> list[Array]:
+        """All that the image is made of, as contiguous arrays; questions that are being answered change none of it."""
+        return [self.embeddings, *self._cache.blocks(self._prefix)]
 
     @contextmanager
     def borrow(self) -> Iterator[KVCache]:

@@ -1,42 +1,72 @@
-"""Keys and values of the tokens that a decoder has seen, in buffers that a graph updates in place.
+"""Keys and values of the tokens that a decoder has seen, position by position.
 
-The cache knows positions and nothing of tokens, images or graphs' internals.
+A cache knows positions and nothing of tokens, images or graphs' internals. This one keeps them in buffers that a graph
+updates in place; see `state_cache` for graphs that keep them themselves.
 """
 
 from __future__ import annotations
 
 import mmap
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from math import prod
 
 import numpy as np
 
-from edgevlm_runtime.engines import FloatArray, Shared
+from edgevlm_runtime.engines import Array, FloatArray, Graph, Shared
 from edgevlm_runtime.errors import ContextOverflow
 from edgevlm_runtime.manifest import CacheSpec
+
+MASKED = np.float32(-1e9)  # what a token may not look at; finite: softmax of -inf alone would be NaN
 
 # Not shared with a forked process; Windows knows no other kind and takes no flags.
 _PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
-class KVCache:
-    """Float32 keys and values (1, kv_heads, max_context, head_dim) per layer, of which `length` positions are used.
-
-    The buffers have their full size from the start: the system commits their pages when they are first written.
-    """
+class KVCache(ABC):
+    """Float32 keys and values (1, kv_heads, max_context, head_dim) per layer, of which `length` positions are used."""
 
     def __init__(self, spec: CacheSpec) -> None:
         self.spec = spec
         self.length = 0
-        self.shared = tuple(
-            Shared(input=f"past_key_values.{layer}.{part}", output=f"present.{layer}.{part}", array=_buffer(spec))
-            for layer in range(spec.n_layers)
-            for part in ("key", "value")
-        )
 
     @property
     def left(self) -> int:
         """Positions that are still free."""
         return self.spec.max_context - self.length
+
+    @property
+    @abstractmethod
+    def layout(self) -> str:
+        """How a position is kept: caches of one layout may take over each other's blocks, whatever their sizes."""
+
+    @abstractmethod
+    def nbytes(self, length: int) -> int:
+        """Bytes of memory that `length` positions take."""
+
+    @abstractmethod
+    def run(self, graph: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the decoder's graph on tokens behind those used, and keep their keys and values; raises as `Graph.run`.
+
+        They are used once `advance` counts them.
+        """
+
+    @abstractmethod
+    def blocks(self, length: int) -> list[Array]:
+        """The first `length` positions, used, as contiguous arrays (positions, head_dim), one per head; not to be
+        written to."""
+
+    @abstractmethod
+    def room(self, length: int) -> list[Array]:
+        """Arrays as those of `blocks`, to be written to; what is in them counts once `fill` is called."""
+
+    @abstractmethod
+    def fill(self, length: int) -> None:
+        """Use `length` positions, whose `room` was written to, of a cache that was empty."""
+
+    @abstractmethod
+    def fork(self, length: int) -> KVCache:
+        """A second cache with a copy of the first `length` positions, which nobody may be writing meanwhile."""
 
     def require(self, n_tokens: int) -> None:
         """Raise ContextOverflow where `n_tokens` more do not fit."""
@@ -52,14 +82,56 @@ class KVCache:
         self.length += n_tokens
 
     def rollback(self, length: int) -> None:
-        """Forget all positions from `length` on. What is in them stays, unused, until it is overwritten."""
+        """Forget all positions from `length` on."""
         assert 0 <= length <= self.length
         self.length = length
 
-    def fork(self, length: int) -> KVCache:
-        """A second cache with a copy of the first `length` positions, which nobody may be writing meanwhile."""
+
+class BufferCache(KVCache):
+    """A cache in buffers, which a graph shares.
+
+    They have their full size from the start: the system commits their pages when they are first written. What is
+    forgotten stays, unused, until it is overwritten.
+    """
+
+    def __init__(self, spec: CacheSpec) -> None:
+        super().__init__(spec)
+        self.shared = tuple(
+            Shared(input=f"past_key_values.{layer}.{part}", output=f"present.{layer}.{part}", array=_buffer(spec))
+            for layer in range(spec.n_layers)
+            for part in ("key", "value")
+        )
+
+    @property
+    def layout(self) -> str:
+        """See `KVCache.layout`."""
+        arrays = (buffer.array for buffer in self.shared)
+        return " ".join(f"{array.dtype} {array.shape[1]}x{array.shape[3:]}" for array in arrays)
+
+    def nbytes(self, length: int) -> int:
+        """See `KVCache.nbytes`; without what there is room for."""
+        return sum(block.nbytes for block in self.blocks(length))
+
+    def run(self, graph: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See `KVCache.run`."""
+        return graph.run(inputs, self.shared)
+
+    def blocks(self, length: int) -> list[Array]:
+        """See `KVCache.blocks`; views."""
+        return [head[:length] for buffer in self.shared for head in buffer.array[0]]
+
+    def room(self, length: int) -> list[Array]:
+        """See `KVCache.room`; the positions themselves."""
+        return self.blocks(length)
+
+    def fill(self, length: int) -> None:
+        """See `KVCache.fill`."""
+        self.advance(length)
+
+    def fork(self, length: int) -> BufferCache:
+        """See `KVCache.fork`."""
         assert 0 <= length <= self.length
-        other = KVCache(self.spec)
+        other = BufferCache(self.spec)
         for mine, theirs in zip(self.shared, other.shared, strict=True):
             theirs.array[:, :, :length] = mine.array[:, :, :length]
         other.length = length

@@ -22,11 +22,16 @@ from edgevlm_runtime.errors import EngineError, InvalidOption, UnsupportedTask
 from edgevlm_runtime.generate import Writer
 from edgevlm_runtime.graphs import Graphs
 from edgevlm_runtime.image import ImageSource, load_image
+from edgevlm_runtime.image_cache import ImageCache, open_image_cache
+from edgevlm_runtime.image_tasks import Done, ImageTasks
+from edgevlm_runtime.labels import Classification
 from edgevlm_runtime.manifest import Manifest, Role, Task
 from edgevlm_runtime.options import GenerateOptions, LoadOptions
 from edgevlm_runtime.parts import TextParts, needed, open_text
+from edgevlm_runtime.preprocess import select_tiling
 from edgevlm_runtime.prompts import Prompt, SpatialRef
 from edgevlm_runtime.regions import Locator
+from edgevlm_runtime.search import SearchResult
 from edgevlm_runtime.streams import AnswerStream, Checkpoint, iterate, run_to_end
 from edgevlm_runtime.vision import VisionTower
 
@@ -40,13 +45,14 @@ def load(source: str | os.PathLike[str] | Bundle, options: LoadOptions | None = 
 
     Raises:
         BundleError: it is missing or damaged.
-        EngineError: the engine is not installed, or can not open the decoder.
+        EngineError: the engine is not installed, or can not open the decoder or the classifier.
     """
     options = options or LoadOptions()
     start = time.perf_counter()
     bundle = source if isinstance(source, Bundle) else open_bundle(Path(source))
-    engine = open_engine(options.engine, options.threads)
-    return Model(bundle, engine, low_memory=options.low_memory, start=start)
+    engine = open_engine(options.engine, options.threads, bundle.manifest)
+    images = open_image_cache(bundle, engine, options)
+    return Model(bundle, engine, low_memory=options.low_memory, images=images, start=start)
 
 
 class Model:
@@ -57,13 +63,27 @@ class Model:
     BadImage; a prompt that does not fit, ContextOverflow.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, *, low_memory: bool = False, start: float | None = None) -> None:
-        """`low_memory` as in LoadOptions; `start` is the perf_counter value from which `load_ms` counts."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        *,
+        low_memory: bool = False,
+        images: ImageCache | None = None,
+        start: float | None = None,
+    ) -> None:
+        """`low_memory` as in LoadOptions; without `images` no encoded image is remembered.
+
+        `start` is the perf_counter value from which `load_ms` counts.
+        """
         start = time.perf_counter() if start is None else start
         self._bundle = bundle
         self._graphs = Graphs(bundle, engine)
-        self._parts: TextParts | None = open_text(bundle, self._graphs)
+        writes = "decoder" in bundle.manifest.graphs
+        self._parts: TextParts | None = open_text(bundle, self._graphs) if writes else None
+        self._images: ImageTasks | None = None if writes else ImageTasks(bundle, self._graphs)
         self._tower: VisionTower | None = None
+        self._encoded = images or ImageCache(bundle, engine.name)
         self._opening = threading.Lock()
         self._low_memory = low_memory
         self.load_ms = 1e3 * (time.perf_counter() - start)
@@ -93,9 +113,15 @@ class Model:
         return GenerateOptions(max_tokens=sampling.max_tokens, temperature=sampling.temperature, top_p=sampling.top_p)
 
     def close(self) -> None:
-        """Let go of the graphs; what still runs on one keeps it until it is done."""
+        """Let go of the graphs; what still runs on one keeps it until it is done.
+
+        Waits for an image that is being written to the image cache.
+        """
         self._graphs.close()
         self._parts = None
+        self._encoded.close()
+        if self._images is not None:
+            self._images.close()
 
     def encode(
         self, image: ImageSource, *, max_crops: int | None = None, checkpoint: Checkpoint | None = None
@@ -103,14 +129,20 @@ class Model:
         """Encode an image once, to ask it many times; fewer crops are faster and see less detail.
 
         `checkpoint` is called with the index and the number of crops before each; what it raises ends the encoding.
+        An image that the image cache knows is not encoded again.
         """
         parts = self._open_parts()
         pixels = load_image(image)
-        tokens = self._vision().encode(pixels, max_crops, checkpoint)
-        if self._low_memory:
-            self._release_vision()
-        cache = parts.read_image(tokens)
-        return EncodedImage(owner=self, embeddings=tokens, cache=cache, size=pixels.shape[:2])
+
+        def encode(key: str) -> EncodedImage:
+            tokens = self._vision().encode(pixels, max_crops, checkpoint)
+            if self._low_memory:
+                self._release_vision()
+            cache, size = parts.read_image(tokens), pixels.shape[:2]
+            return EncodedImage(owner=self._encoded.owner, embeddings=tokens, cache=cache, size=size, key=key)
+
+        grid = select_tiling(pixels.shape[0], pixels.shape[1], needed(self.manifest.image, "image"), max_crops)
+        return self._encoded.get(pixels, grid, parts.decoder.new_cache, encode)
 
     def caption(self, image: AnyImage, length: str = "normal", options: GenerateOptions = GREEDY) -> Answer:
         """Describe an image; `length` is one of the model's, usually "short", "normal" or "long"."""
@@ -172,6 +204,66 @@ class Model:
                 points=points, usage=usage_of(session, session.n_steps), timings=timings_of(session, self.load_ms)
             )
 
+    def classify(
+        self,
+        image: ImageSource,
+        *,
+        top_k: int = 5,
+        labels: Sequence[str] | None = None,
+        template: str | None = None,
+    ) -> Classification:
+        """Tell which classes an image is of; see `classify_many`."""
+        return self.classify_many([image], top_k=top_k, labels=labels, template=template)[0]
+
+    def classify_many(
+        self,
+        images: Sequence[ImageSource],
+        *,
+        top_k: int = 5,
+        labels: Sequence[str] | None = None,
+        template: str | None = None,
+        done: Done | None = None,
+    ) -> list[Classification]:
+        """Tell which classes images are of, the `top_k` likeliest of each; `done` is called after each image.
+
+        A model without classes of its own chooses among `labels`, of which `template` makes texts: a label takes the
+        place of {}. Labels for a model that has classes, or none for one that has not, raise InvalidOption.
+        """
+        tasks = self._need_images("classify")
+        return tasks.classify(images, top_k=top_k, labels=labels, template=template, load_ms=self.load_ms, done=done)
+
+    def embed(self, image: ImageSource) -> FloatArray:
+        """The embedding float32 (dim,) of an image; see `embed_many`."""
+        embedding: FloatArray = self.embed_many([image])[0]
+        return embedding
+
+    def embed_many(self, images: Sequence[ImageSource], *, done: Done | None = None) -> FloatArray:
+        """Embeddings float32 (images, dim); `done` is called after each image.
+
+        Those of a model that reads text too have length 1, so that their products are cosines; those of others are
+        the features as they are.
+        """
+        return self._need_images("embed").embed(images, done)
+
+    def embed_texts(self, texts: Sequence[str]) -> FloatArray:
+        """Embeddings float32 (texts, dim) of length 1, to compare with those of images."""
+        if "text" not in self.manifest.graphs:
+            raise self._can_not("embed texts")
+        return self._need_images("embed").embed_texts(texts)
+
+    def search(
+        self, folder: str | os.PathLike[str], text: str, *, top_k: int = 10, done: Done | None = None
+    ) -> SearchResult:
+        """Rank the images of a folder and its folders by how alike they are to a text.
+
+        Their embeddings are kept in FOLDER/.edgevlm where it can be written, and made again for files that changed.
+        `done` is called after each image file. What can not be read is skipped and named in the result.
+
+        Raises:
+            InvalidOption: there is no such folder, or no image in it.
+        """
+        return self._need_images("search").search(folder, text, top_k=top_k, done=done)
+
     def astream(
         self,
         image: AnyImage | None,
@@ -207,10 +299,21 @@ class Model:
     def _need(self, task: Task) -> TextParts:
         """The parts that read and write, if the model can do the task."""
         if task not in self.manifest.tasks:
-            raise UnsupportedTask(f"{self.manifest.name} can not {task}; it can: {', '.join(self.manifest.tasks)}")
+            raise self._can_not(task)
         return self._open_parts()
 
+    def _need_images(self, task: Task) -> ImageTasks:
+        """What an image model can be asked, if the model is one and can do the task."""
+        if task not in self.manifest.tasks or self._images is None:
+            raise self._can_not(task)
+        return self._images
+
+    def _can_not(self, what: str) -> UnsupportedTask:
+        return UnsupportedTask(f"{self.manifest.name} can not {what}; it can: {', '.join(self.manifest.tasks)}")
+
     def _open_parts(self) -> TextParts:
+        if self._images is not None:
+            raise self._can_not("write text")
         if self._parts is None:
             raise EngineError(f"{self.manifest.name} was closed; load it again")
         return self._parts
@@ -264,7 +367,8 @@ class Model:
             image if isinstance(image, EncodedImage) else self.encode(image, max_crops=max_crops, checkpoint=checkpoint)
         )
         image_ms = 0.0 if encoded is image else 1e3 * (time.perf_counter() - start)
-        if encoded.owner is not self:
+        if encoded.owner is not self._encoded.owner:
             raise InvalidOption("the image was encoded by another model; encode it with this one")
         with encoded.borrow() as cache:
             yield Session(parts.decoder, cache, image_tokens=len(encoded.embeddings), image_ms=image_ms)
+        self._encoded.save(encoded)  # reached only when the answer is complete

@@ -45,7 +45,10 @@ GENERATE_RANGES: Mapping[str, Range] = {
     "max_crops": Range(low=1, whole=True),
     "max_objects": Range(low=1, whole=True),
 }
-LOAD_RANGES: Mapping[str, Range] = {"threads": Range(low=1, high=1024, whole=True)}
+LOAD_RANGES: Mapping[str, Range] = {
+    "threads": Range(low=1, high=1024, whole=True),
+    "image_memory_mb": Range(low=0, whole=True),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +90,9 @@ class LoadOptions:
     """How a model is opened: `engine` is an engine's name or "auto"; `threads` None is one per physical core.
 
     `low_memory` closes the image encoder after each image: a quarter less memory while answering, and one more opening
-    for each further image.
+    for each further image. `image_memory_mb` is how much of encoded images is kept in memory, so that asking about the
+    same pixels again needs no encoding; nothing where `low_memory`. `image_cache` keeps them on disk as well, under
+    EDGEVLM_HOME, for other processes and later ones.
 
     Raises:
         InvalidOption: a value is out of its range.
@@ -96,6 +101,8 @@ class LoadOptions:
     engine: str = "auto"
     threads: int | None = None
     low_memory: bool = False
+    image_memory_mb: int = 512
+    image_cache: bool = False
 
     def __post_init__(self) -> None:
         check_ranges(self, LOAD_RANGES)
