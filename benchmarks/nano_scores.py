@@ -1,4 +1,4 @@
-"""How well nano answers about held-out scenes, and what int8 costs it: both bundles through the runtime.
+"""How well nano answers about held-out scenes, and what int8 and int4 cost it: all bundles through the runtime.
 
 python -m benchmarks.nano_scores [--scenes N]
 """
@@ -18,6 +18,7 @@ from edgevlm.home import load
 from edgevlm_export.pipeline import ExportRequest, export
 from edgevlm_runtime.answer import Answer, Box, Point
 from edgevlm_runtime.encoded import EncodedImage
+from edgevlm_runtime.manifest import Precision
 from edgevlm_runtime.model import Model
 from edgevlm_runtime.options import GenerateOptions
 from training.evaluate import score_answerer
@@ -76,13 +77,21 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=200)
     n_scenes: int = parser.parse_args().scenes
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "nano-fp32"
-        export(ExportRequest(name="nano", family="moondream2", source=_CHECKPOINT, out=out, precision="fp32"))
-        scores = {"float32": score(out, n_scenes), "int8": score("nano", n_scenes)}
+        scores = {
+            "float32": score(_export("fp32", Path(folder)), n_scenes),
+            "int8": score("nano", n_scenes),
+            "int4": score(_export("int4", Path(folder)), n_scenes),
+        }
     save("nano", {"scenes": n_scenes, "scores": scores})
     text = render(scores, n_scenes)
     write_section("nano", text)
     print(text)
+
+
+def _export(precision: Precision, folder: Path) -> Path:
+    out = folder / f"nano-{precision}"
+    export(ExportRequest(name="nano", family="moondream2", source=_CHECKPOINT, out=out, precision=precision))
+    return out
 
 
 def render(scores: Mapping[str, Mapping[str, float]], n_scenes: int) -> str:

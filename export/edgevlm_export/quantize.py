@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from edgevlm_export.families.family import GraphRequest
 from edgevlm_export.weights import Weights
 from edgevlm_runtime.engines import FloatArray
 from edgevlm_runtime.errors import CheckpointError
 from edgevlm_runtime.manifest import Precision
+
+if TYPE_CHECKING:
+    from edgevlm_export.families.family import GraphRequest  # families use this module
 
 _BLOCK_SIZES = (128, 64, 32)  # weights that share one scale; engines multiply these about equally fast
 _SCALE_BYTES = 4
@@ -30,13 +32,26 @@ Policy: TypeAlias = Callable[[str], Precision]
 """A matrix's name to the precision that it is stored in."""
 
 Outliers: TypeAlias = Mapping[str, tuple[int, ...]]
-"""A matrix's name to the input channels that int8 can not hold beside the others, ascending."""
+"""A matrix's name to the input channels that int8 and int4 can not hold beside the others, ascending."""
 NO_OUTLIERS: Outliers = MappingProxyType({})
 
 
+def graph_precision(request: GraphRequest, precision: Precision) -> Precision:
+    """What most matrices of a graph are stored in: int4 is for decoders, where bytes are what a token costs."""
+    return "int8" if precision == "int4" and request.role != "decoder" else precision
+
+
 def policy_of(request: GraphRequest, precision: Precision) -> Policy:
-    """The bundle's precision, but for what the family keeps in float32."""
-    return lambda name: "fp32" if name in request.high_precision else precision
+    """The graph's precision, but for what the family keeps in float32, or in 8 bits of an int4 bundle."""
+    usual = graph_precision(request, precision)
+    in_int4: Precision = "int8" if usual == "int4" else usual
+
+    def policy(name: str) -> Precision:
+        if name in request.high_precision:
+            return "fp32"
+        return in_int4 if name in request.eight_bits else usual
+
+    return policy
 
 
 def read_float32(weights: Weights, name: str) -> FloatArray:
@@ -104,10 +119,10 @@ def block_scales(weights: Weights, name: str) -> FloatArray:
     return _finite(scales, name).numpy()
 
 
-def blocks_of(n_inputs: int) -> tuple[int, int]:
+def blocks_of(n_inputs: int, bits: int = 8) -> tuple[int, int]:
     """How many blocks of which size take the fewest bytes for a row of so many weights, the last one perhaps padded."""
     sizes = [(-(-n_inputs // size), size) for size in _BLOCK_SIZES]
-    return min(sizes, key=lambda blocks: blocks[0] * (blocks[1] + _SCALE_BYTES))
+    return min(sizes, key=lambda blocks: blocks[0] * (blocks[1] * bits // 8 + _SCALE_BYTES))
 
 
 def _slices(stored: Tensor) -> Iterator[tuple[slice, Tensor]]:

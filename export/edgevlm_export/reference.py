@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
@@ -64,12 +65,17 @@ class Reference:
         The samples stand behind the prefix one after the other, each at the same positions and hidden from the
         others: one pass, in which every parameter is read once.
         """
+        return self.follow_each((prefix,), samples)
+
+    def follow_each(self, prefixes: Sequence[FloatArray], samples: Sequence[Sample]) -> ReferenceSteps:
+        """`follow` after several prefixes (tokens, dim), which do not see each other, still in one pass."""
         build = family_part(self._recipe.decoder, "decoder")
-        embeddings = [prefix, *(self.embed((*s.prompt, *s.answer[:-1])) for s in samples)]
-        positions, mask, rows = pack(len(prefix), samples)
+        words = [self.embed((*s.prompt, *s.answer[:-1])) for s in samples]
+        embeddings = np.concatenate([part for prefix in prefixes for part in (prefix, *words)])
+        positions, mask, rows = _join([pack(len(prefix), samples) for prefix in prefixes])
         module = build(self._recipe.build())
         with streamed(module, self._recipe.weights, unused=(self._recipe.embedding or "",)):
-            logits, hidden = module(torch.from_numpy(np.concatenate(embeddings))[None], positions, mask, rows)
+            logits, hidden = module(torch.from_numpy(embeddings)[None], positions, mask, rows)
         return ReferenceSteps(logits=logits.numpy(), hidden=hidden.numpy())
 
 
@@ -105,6 +111,14 @@ def pack(n_prefix: int, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tens
         rows.append(torch.arange(end - len(sample.answer), end))
         start = end
     return torch.cat(positions), mask, torch.cat(rows)
+
+
+def _join(packs: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Several of `pack` as one sequence, hidden from each other."""
+    positions, masks, rows = zip(*packs, strict=True)
+    starts = accumulate((len(part) for part in positions[:-1]), initial=0)
+    moved = [part + start for part, start in zip(rows, starts, strict=True)]
+    return torch.cat(positions), torch.block_diag(*masks), torch.cat(moved)
 
 
 def family_part(part: _T | None, name: str) -> _T:

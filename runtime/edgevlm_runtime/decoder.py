@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgevlm_runtime.engines import Array, FloatArray, Graph
+from edgevlm_runtime.embedding import read_rows
+from edgevlm_runtime.engines import Array, FloatArray, Graph, StatefulGraph
 from edgevlm_runtime.errors import DamagedBundle, EngineError
-from edgevlm_runtime.kv_cache import KVCache
+from edgevlm_runtime.kv_cache import MASKED, BufferCache, KVCache
 from edgevlm_runtime.manifest import CacheSpec
-
-MASKED = np.float32(-1e9)  # finite: softmax of -inf alone would be NaN
+from edgevlm_runtime.state_cache import StateCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Step:
 
 
 class Decoder:
-    """The `decoder` graph and its embedding table (vocab, dim), float32 or float16. Shared by threads."""
+    """The `decoder` graph and its embedding table, see `embedding`. Shared by threads."""
 
     def __init__(self, graph: Graph, embedding: Array, spec: CacheSpec) -> None:
         self._graph = graph
@@ -39,7 +39,9 @@ class Decoder:
 
     def new_cache(self) -> KVCache:
         """An empty cache for this decoder."""
-        return KVCache(self._spec)
+        if isinstance(self._graph, StatefulGraph):
+            return StateCache(self._spec, self._graph)
+        return BufferCache(self._spec)
 
     def embed(self, token_ids: Sequence[int]) -> FloatArray:
         """Token ids to float32 embeddings (tokens, dim).
@@ -52,7 +54,7 @@ class Decoder:
             raise DamagedBundle(
                 f"token id {stray[0]} is not in the embedding table of {n_rows} rows; export the model again"
             )
-        return np.asarray(self._embedding[list(token_ids)], np.float32)
+        return read_rows(self._embedding, token_ids)
 
     def run(self, embeddings: FloatArray, cache: KVCache, *, bidirectional: bool = False) -> Step:
         """Append embeddings (tokens, dim) to the cache and return the step after the last of them.
@@ -73,7 +75,7 @@ class Decoder:
             "total_sequence_length": np.array(total, np.int32),
             "logit_positions": np.array([n_tokens - 1], np.int64),
         }
-        outputs = self._graph.run(inputs, cache.shared)
+        outputs = cache.run(self._graph, inputs)
         cache.advance(n_tokens)
         if not np.isfinite(outputs["hidden"]).all():
             raise EngineError(f"decoder: hidden state at position {total - 1} is not finite; verify the bundle")

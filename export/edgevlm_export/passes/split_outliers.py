@@ -1,4 +1,4 @@
-"""Keep outlier channels out of int8: they are multiplied in float32, with their own columns of the matrix.
+"""Keep outlier channels out of int8 and int4: they are multiplied in float32, with their own columns of the matrix.
 
     Linear(x, W, b)  ->  Linear(x * kept, W, b) + Gather(x, channels) @ W[:, channels].T
 
@@ -24,13 +24,13 @@ _Split: TypeAlias = tuple[ir.Value, ir.Value]
 
 
 def run(model: ir.Model, weights: Weights, policy: Policy, outliers: Outliers) -> ir.Model:
-    """Split, in place, every Linear in int8 whose matrix has outlier channels."""
+    """Split, in place, every Linear in int8 or int4 whose matrix has outlier channels."""
     splits: dict[tuple[ir.Value, tuple[int, ...]], _Split] = {}
     for node in [node for node in model.graph if node.domain == DOMAIN]:
         x, matrix, bias = node.inputs
         assert x is not None and matrix is not None and matrix.name is not None
         channels = outliers.get(matrix.name, ())
-        if not channels or policy(matrix.name) != "int8":
+        if not channels or policy(matrix.name) not in ("int8", "int4"):
             continue
         if (x, channels) not in splits:
             # Matrices that read the same values have the same outliers: one split serves all.
