@@ -5,11 +5,13 @@ Files are opened anew for each tensor and only mapped, so that a tensor's pages 
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +24,10 @@ from torch import Tensor
 from edgevlm_runtime.errors import CheckpointError
 
 _STATE_KEYS = ("state_dict", "model")  # where training scripts put the tensors in a .pt file
-_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.pt", "*.pth", "*.bin")
+_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.pt", "*.pth", "*.pth.tar", "*.bin")
 _READ_BYTES = 1 << 22
+# Settings that training scripts save beside the tensors: plain data, of classes that torch refuses to make unasked.
+_SETTINGS = (argparse.Namespace, (OrderedDict, "yacs.config.CfgNode"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +169,8 @@ def _open_pickle(file: Path) -> dict[str, LazyWeight]:
 
 def _load_pickle(file: Path) -> dict[str, Tensor]:
     try:
-        data = torch.load(file, map_location="cpu", mmap=zipfile.is_zipfile(file), weights_only=True)
+        with torch.serialization.safe_globals(list(_SETTINGS)):
+            data = torch.load(file, map_location="cpu", mmap=zipfile.is_zipfile(file), weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
         raise _damaged(file, error) from error
     for key in _STATE_KEYS:

@@ -1,6 +1,7 @@
-"""Step 3: a module on the meta device to an ONNX graph without weights.
+"""Step 3: a module to an ONNX graph.
 
-The graph's parameters are names and shapes until a pass gives them values, so that tracing needs no memory for them.
+Of large models the module is on the meta device: the graph's parameters are names and shapes until a pass gives them
+values, so that tracing needs no memory for them. Image models are small enough to be traced with their weights.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import onnx_ir as ir
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from edgevlm_export.families.family import GraphRequest
+from edgevlm_export.passes import name_axes, simplify, transpose_weights
 from edgevlm_export.weights import replace_parameters
 from edgevlm_runtime.errors import ExportError
 from edgevlm_runtime.manifest import TensorSpec
@@ -33,36 +35,66 @@ def trace(request: GraphRequest, module: nn.Module) -> ir.Model:
     Raises:
         ExportError: torch can not export the module.
     """
-    with _quiet(), FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True):
         graph = request.build(module).eval()
         replace_parameters(graph, lambda name, parameter: torch.empty(parameter.shape))
+        model = _export(graph, request.inputs, request.outputs, request.example)
+    _forget_values(model, {name for name, _ in graph.named_parameters()})
+    return model
+
+
+def trace_loaded(
+    module: nn.Module,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    sizes: Mapping[str, int],
+    *,
+    fold_batch_norms: bool = True,
+) -> ir.Model:
+    """The graph of a module with its weights, simplified: inputs and outputs as the specs, in their order.
+
+    `sizes` gives each free axis a size to trace with, of at least 2. Batch norms behind their convolutions become part
+    of these unless told otherwise.
+
+    Raises:
+        ExportError: torch can not export the module.
+    """
+    model = _export(module.eval().requires_grad_(False), inputs, outputs, sizes)
+    variances = [] if fold_batch_norms else [name for name in model.graph.initializers if name.endswith("running_var")]
+    model = simplify.run(model, untouched=variances)
+    model = name_axes.run(model, inputs, outputs)
+    return transpose_weights.run(model)
+
+
+def _export(
+    module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], sizes: Mapping[str, int]
+) -> ir.Model:
+    with _quiet():
         program = torch.onnx.export(
-            graph,
-            tuple(_example(spec, request.example) for spec in request.inputs),
+            module,
+            tuple(_example(spec, sizes) for spec in inputs),
             dynamo=True,
             optimize=False,
             verbose=False,
             opset_version=OPSET,
-            dynamic_shapes=_dynamic_shapes(request, graph),
-            input_names=[spec.name for spec in request.inputs],
-            output_names=[spec.name for spec in request.outputs],
+            dynamic_shapes=_dynamic_shapes(inputs, module),
+            input_names=[spec.name for spec in inputs],
+            output_names=[spec.name for spec in outputs],
         )
     if program is None:
-        raise ExportError(f"graph {request.role}: torch.onnx.export gave nothing")
-    _forget_values(program.model, {name for name, _ in graph.named_parameters()})
+        raise ExportError(f"{type(module).__name__}: torch.onnx.export gave nothing")
     return program.model
 
 
-def _example(spec: TensorSpec, sizes: dict[str, int]) -> Tensor:
+def _example(spec: TensorSpec, sizes: Mapping[str, int]) -> Tensor:
     shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape]
-    return torch.empty(shape, dtype=getattr(torch, spec.dtype))
+    return torch.zeros(shape, dtype=getattr(torch, spec.dtype))
 
 
-def _dynamic_shapes(request: GraphRequest, graph: nn.Module) -> tuple[object, ...]:
+def _dynamic_shapes(inputs: Sequence[TensorSpec], graph: nn.Module) -> tuple[object, ...]:
     """Free axes of each argument; those of a starred one are a tuple of their own."""
     free = [
-        {i: torch.export.Dim.DYNAMIC for i, axis in enumerate(spec.shape) if isinstance(axis, str)}
-        for spec in request.inputs
+        {i: torch.export.Dim.DYNAMIC for i, axis in enumerate(spec.shape) if isinstance(axis, str)} for spec in inputs
     ]
     parameters = inspect.signature(graph.forward).parameters.values()
     n_named = sum(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)

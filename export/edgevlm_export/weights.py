@@ -56,12 +56,22 @@ def replace_parameters(module: nn.Module, make: Callable[[str, Tensor], Tensor],
         setattr(module.get_submodule(owner), leaf, nn.Parameter(make(name, parameter), requires_grad=False))
 
 
-def match_weights(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, LazyWeight], where: str) -> Weights:
-    """Check found tensors, by the module's names, against the module's shapes.
+def match_weights(
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, LazyWeight],
+    where: str,
+    advice: str = "check the sizes in config.json",
+) -> Weights:
+    """Check found tensors, by the module's names, against the module's shapes. `advice` is for misshapen ones.
 
     Raises:
-        CheckpointError: tensors are missing, left over or misshapen.
+        CheckpointError: tensors are misshapen, missing or left over.
     """
+    for name, shape in expected.items():
+        if name in found and found[name].shape != shape:
+            raise CheckpointError(
+                f"{where}: tensor {found[name].origin} has shape {found[name].shape}, expected {shape}; {advice}"
+            )
     missing = [name for name in expected if name not in found]
     extra = [weight.origin for name, weight in found.items() if name not in expected]
     problems = [
@@ -69,12 +79,6 @@ def match_weights(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, L
     ]
     if problems:
         raise CheckpointError(f"{where}: tensors {' and '.join(problems)}; is it a checkpoint of another model?")
-    for name, shape in expected.items():
-        if found[name].shape != shape:
-            raise CheckpointError(
-                f"{where}: tensor {found[name].origin} has shape {found[name].shape}, expected {shape}; "
-                "check the sizes in config.json"
-            )
     return Weights({name: found[name] for name in expected})
 
 

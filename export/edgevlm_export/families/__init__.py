@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from edgevlm_export.families.dual_encoder import ClipFamily, SiglipFamily
 from edgevlm_export.families.family import Family
 from edgevlm_export.families.moondream2 import Moondream2Family
+from edgevlm_export.families.timm_backbone import TimmBackboneFamily
+from edgevlm_export.families.vit import VitFamily
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (Moondream2Family(),)}
+_ALL: tuple[Family, ...] = (Moondream2Family(), TimmBackboneFamily(), ClipFamily(), SiglipFamily(), VitFamily())
+FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import onnx_ir as ir
 from torch import nn
 
 from edgevlm_export.checkpoint import Checkpoint
 from edgevlm_export.weights import Weights
-from edgevlm_runtime.manifest import CacheSpec, ImageSpec, PromptSpec, RegionSpec, Role, SamplingSpec, Task, TensorSpec
+from edgevlm_runtime.engines import Array
+from edgevlm_runtime.manifest import (
+    CacheSpec,
+    ImageSpec,
+    MatchSpec,
+    PromptSpec,
+    RegionSpec,
+    Role,
+    SamplingSpec,
+    Task,
+    TensorSpec,
+    TextSpec,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +32,8 @@ class GraphRequest:
     """One graph to trace: `build` wraps the family's module so that its forward takes and returns the specs in order.
 
     Parameters of the wrapper keep their names in the family's module. `example` gives each free axis a size.
-    `high_precision` are parameters that stay in float32 whatever the bundle's precision.
+    `high_precision` are parameters that stay in float32 whatever the bundle's precision, `eight_bits` those that have
+    8 bits in an int4 bundle.
     """
 
     role: Role
@@ -28,6 +42,7 @@ class GraphRequest:
     outputs: tuple[TensorSpec, ...]
     example: dict[str, int]
     high_precision: frozenset[str] = frozenset()
+    eight_bits: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +55,59 @@ class ManifestParts:
     prompt: PromptSpec | None = None
     region: RegionSpec | None = None
     sampling: SamplingSpec | None = None
+    text: TextSpec | None = None
+    match: MatchSpec | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """What the caller says about a checkpoint.
+
+    `revision` is the published one where known; `variant` the model of the family, as the catalog names it;
+    `tokenizer` replaces the file beside the checkpoint, `labels` the names of classes (a line each).
+    """
+
+    revision: str | None = None
+    variant: str | None = None
+    tokenizer: Path | None = None
+    labels: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageGraph:
+    """One graph of a model that is small enough to be traced with its weights.
+
+    The first axis of all inputs and outputs is free ("images" or "texts"). `trace` gives the graph in float32, inputs
+    and outputs named and typed as the specs, with everything folded; with fixed=True the first axis is 1.
+    `trace_published` gives it without folding, None where nothing was folded. `reference` is the published module in
+    float32 torch: arrays by input name to arrays by output name.
+    """
+
+    role: Role
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    trace: Callable[[bool], ir.Model]
+    reference: Callable[[Mapping[str, Array]], dict[str, Array]]
+    trace_published: Callable[[], ir.Model] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecipe:
+    """A checkpoint of an image model, understood: a classifier, an image encoder, or one for images and one for texts.
+
+    Roles, inputs -> outputs (all float32 but token_ids int64):
+        classifier  images (images, 3, side, side) -> logits (images, classes), features (images, dim)
+        vision      images (images, 3, side, side) -> embeddings (images, dim)
+        text        token_ids (texts, tokens)      -> embeddings (texts, dim)
+    Embeddings are as the model gives them, not yet of length 1. `labels` has a name for each class, where known.
+    """
+
+    family: str
+    graphs: tuple[ImageGraph, ...]
+    parts: ManifestParts
+    labels: tuple[str, ...] | None = None
+    tokenizer: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,17 +131,16 @@ class Recipe:
 
 
 class Family(Protocol):
-    """One model family, an entry of `FAMILIES`."""
+    """A model family, an entry of `FAMILIES`. `read` gives a Recipe where it `generates_text`, else an ImageRecipe."""
 
     name: str
+    generates_text: bool
 
-    def read(self, checkpoint: Checkpoint, *, revision: str | None, tokenizer: Path | None) -> Recipe:
-        """Understand a checkpoint; no tensor is read.
-
-        revision is the published one where known; tokenizer replaces the file beside the checkpoint.
+    def read(self, checkpoint: Checkpoint, options: ReadOptions) -> Recipe | ImageRecipe:
+        """Understand a checkpoint. Of a `Recipe` no tensor is read.
 
         Raises:
-            CheckpointError: tensors, config.json or tokenizer.json do not fit the family.
+            CheckpointError: tensors, config.json, tokenizer.json or labels do not fit the family.
         """
         ...
 

@@ -1,7 +1,7 @@
 """Step 4: from traced graph to graph with weights, one pass a file, in this order.
 
 simplify: fold constants, one operator where torch wrote several. name_axes: free axes by the names of the request.
-split_outliers: int8 Linears with outlier channels in two.
+split_outliers: int8 and int4 Linears with outlier channels in two.
 lower_linear: each `edgevlm::Linear` in the precision that the policy gives its matrix. attach_weights: all other
 parameters.
 """
@@ -11,17 +11,23 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgevlm_export.families.family import GraphRequest
+from edgevlm_export.int4 import NO_MATRICES, Int4Matrices
 from edgevlm_export.passes import attach_weights, lower_linear, name_axes, simplify, split_outliers
 from edgevlm_export.quantize import NO_OUTLIERS, Outliers, Policy
 from edgevlm_export.weights import Weights
 
 
 def run_passes(
-    model: ir.Model, request: GraphRequest, weights: Weights, policy: Policy, outliers: Outliers = NO_OUTLIERS
+    model: ir.Model,
+    request: GraphRequest,
+    weights: Weights,
+    policy: Policy,
+    outliers: Outliers = NO_OUTLIERS,
+    matrices: Int4Matrices = NO_MATRICES,
 ) -> ir.Model:
-    """All passes; no tensor is read before the graph is written."""
+    """All passes; no tensor is read before the graph is written. `matrices` are those that the policy has in int4."""
     model = simplify.run(model)
-    model = name_axes.run(model, request)
+    model = name_axes.run(model, request.inputs, request.outputs)
     model = split_outliers.run(model, weights, policy, outliers)
-    model = lower_linear.run(model, weights, policy)
+    model = lower_linear.run(model, weights, policy, matrices)
     return attach_weights.run(model, weights)

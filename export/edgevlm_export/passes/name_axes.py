@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
-from edgevlm_export.families.family import GraphRequest
+from edgevlm_runtime.manifest import TensorSpec
 
 
-def run(model: ir.Model, request: GraphRequest) -> ir.Model:
+def run(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> ir.Model:
     """Rename in place; an axis that is no input's is left without a name."""
     graph = model.graph
     names: dict[str, str] = {}
-    for value, spec in zip(graph.inputs, request.inputs, strict=True):
+    for value, spec in zip(graph.inputs, inputs, strict=True):
         for axis, name in zip(value.shape or (), spec.shape, strict=True):
             if isinstance(axis, ir.SymbolicDim) and axis.value is not None and isinstance(name, str):
                 names.setdefault(axis.value, name)
     for node in graph:
         for value in node.outputs:
             _rename(value, names)
-    for value, spec in zip((*graph.inputs, *graph.outputs), (*request.inputs, *request.outputs), strict=True):
+    for value, spec in zip((*graph.inputs, *graph.outputs), (*inputs, *outputs), strict=True):
         value.shape = ir.Shape(spec.shape)
     return model
 

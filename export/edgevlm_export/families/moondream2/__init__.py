@@ -8,14 +8,15 @@ import torch
 from torch import nn
 
 from edgevlm_export.checkpoint import Checkpoint
-from edgevlm_export.families.family import ManifestParts, Recipe
+from edgevlm_export.families.family import ManifestParts, ReadOptions, Recipe
 from edgevlm_export.families.moondream2 import config as configs
 from edgevlm_export.families.moondream2.eras import Era
 from edgevlm_export.families.moondream2.graphs import graph_requests, whole_decoder
 from edgevlm_export.families.moondream2.layouts import canonical, is_packed
 from edgevlm_export.families.moondream2.random_weights import write_shrunken
-from edgevlm_export.families.moondream2.vocabulary import check_tokenizer, is_starmie, open_tokenizer
+from edgevlm_export.families.moondream2.vocabulary import check_tokenizer, is_starmie
 from edgevlm_export.modules.moondream2 import Moondream2, Moondream2Config
+from edgevlm_export.tokenizer_file import open_tokenizer
 from edgevlm_export.weights import match_weights, module_shapes
 from edgevlm_runtime.manifest import CacheSpec, ImageSpec, RegionSpec, Task, TilingSpec
 
@@ -24,19 +25,20 @@ class Moondream2Family:
     """See `Family`."""
 
     name = "moondream2"
+    generates_text = True
 
-    def read(self, checkpoint: Checkpoint, *, revision: str | None, tokenizer: Path | None) -> Recipe:
+    def read(self, checkpoint: Checkpoint, options: ReadOptions) -> Recipe:
         """See `Family.read`."""
         tensors = canonical(checkpoint)
         nested = configs.nested_config(checkpoint.read_config())
         config = configs.read_sizes(nested, tensors)
         weights = match_weights(module_shapes(build(config)), tensors, str(checkpoint.path))
-        path = tokenizer or checkpoint.folder / "tokenizer.json"
+        path = options.tokenizer or checkpoint.folder / "tokenizer.json"
         vocabulary = open_tokenizer(path)
         era = configs.find_era(
             configs.Evidence(
                 tokenizer_config=nested.get("tokenizer", {}),
-                revision=revision,
+                revision=options.revision,
                 starmie_tokenizer=is_starmie(vocabulary),
                 packed=is_packed(checkpoint),
                 small=config == configs.SIZE_05B,

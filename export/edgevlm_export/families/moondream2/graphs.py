@@ -170,6 +170,7 @@ def _decoder(config: Moondream2Config) -> GraphRequest:
             *(_float(f"present.{i}.{part}", *cache) for i, part in layers),
         ),
         example={"tokens": 3, "total": 5, "n": 2},
+        eight_bits=frozenset({"text.lm_head.weight"}),  # decides among the likeliest tokens; a small part of the whole
     )
 
 

@@ -14,20 +14,6 @@ _GPT2_WAY = "give the one of vikhyatk/moondream2 at 2025-01-09 with --tokenizer 
 _STARMIE_WAY = "give tokenizer.json of moondream/starmie-v1 with --tokenizer FILE, or the checkpoint's --revision"
 
 
-def open_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json.
-
-    Raises:
-        CheckpointError: it is not there or damaged.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; give the model's tokenizer.json with --tokenizer FILE")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise CheckpointError(f"{path}: can not be read as a tokenizer ({str(error)[:200]})") from error
-
-
 def is_starmie(tokenizer: Tokenizer) -> bool:
     """Whether it ends text with the id of the starmie tokenizer."""
     return bool(tokenizer.token_to_id(_END_OF_TEXT) == STARMIE.eos_id)
