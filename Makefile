@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_VENV ?= .venv-demo
 WORKERS ?= 2
+BENCH ?= .bench
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format bench clean
 
 # Only what running needs: no torch, no network beyond the package index.
 demo: $(DEMO_VENV)/ready
@@ -17,6 +18,11 @@ check: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# Against llama.cpp and eager PyTorch: builds llama.cpp once, takes 11 GB in $(BENCH) and an hour of a quiet machine.
+bench: $(VENV)/ready
+	-$(VENV)/bin/python -m benchmarks.peers.setup
+	$(VENV)/bin/python -m benchmarks.peers $(BENCH)
 
 format: $(VENV)/ready
 	$(VENV)/bin/ruff check --fix .
@@ -32,5 +38,5 @@ $(DEMO_VENV)/ready: pyproject.toml models.yaml
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
-	$(VENV)/bin/pip install --quiet -c constraints.txt -e ".[export,dev]"
+	$(VENV)/bin/pip install --quiet -c constraints.txt -e ".[export,openvino,npu,dev]"
 	touch $@

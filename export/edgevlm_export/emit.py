@@ -6,7 +6,7 @@ Weights are made and written one at a time.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from math import prod
@@ -16,28 +16,30 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from edgevlm_export.families.family import GraphRequest, Recipe
+from edgevlm_export.families.family import Recipe
 from edgevlm_export.quantize import read_slices
-from edgevlm_runtime.manifest import GraphSpec, Precision, Provenance
+from edgevlm_export.weights import Weights
+from edgevlm_runtime.embedding import int8_rows, pack_rows
+from edgevlm_runtime.manifest import Precision, Provenance, Role
 
 EMBEDDING = "embedding.npy"
 TOKENIZER = "tokenizer.json"
+LABELS = "labels.txt"
 _PAGE_BYTES = 4096  # what an engine maps into memory starts at a page
 _SMALL_BYTES = 256  # stays within the graph file
+_TABLE_BYTES: Mapping[Precision, int] = {"fp32": 4, "fp16": 2, "int8": 2, "int4": 1}
 _TOOLS = ("edgevlm", "torch", "onnx-ir", "onnxscript", "onnxruntime")
 _LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 
 
-def emit_graph(
-    model: ir.Model, request: GraphRequest, folder: Path, precision: Precision, written: Callable[[], None]
-) -> GraphSpec:
-    """Write one graph with its weights beside it; `written` is called after each tensor.
+def emit_graph(model: ir.Model, role: Role, folder: Path, written: Callable[[], None] = lambda: None) -> str:
+    """Write one graph with its weights beside it; its file's name. `written` is called after each tensor.
 
     Raises:
         OSError: the disk is full or can not be written.
         CheckpointError: a tensor has values that are not finite.
     """
-    file = f"{request.role}.onnx"
+    file = f"{role}.onnx"
     ir.save(
         model,
         folder / file,
@@ -47,13 +49,18 @@ def emit_graph(
         align_threshold=_PAGE_BYTES,
         callback=lambda tensor, info: written(),
     )
-    return GraphSpec(file=file, precision=precision, inputs=request.inputs, outputs=request.outputs)
+    return file
 
 
 def emit_embedding(recipe: Recipe, folder: Path, precision: Precision) -> str | None:
-    """Write the embedding table (vocab, dim), float32 in fp32 bundles and float16 in others; its file's name."""
+    """Write the embedding table (vocab, dim), float32 in fp32 bundles and float16 in others; its file's name.
+
+    In int4 bundles it is in 8 bits, a scale and int8 values each row.
+    """
     if recipe.embedding is None:
         return None
+    if precision == "int4":
+        return _emit_small_embedding(recipe.weights, recipe.embedding, folder)
     dtype, stored = (np.float32, torch.float32) if precision == "fp32" else (np.float16, torch.float16)
     shape = recipe.weights.shape(recipe.embedding)
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
@@ -64,12 +71,31 @@ def emit_embedding(recipe: Recipe, folder: Path, precision: Precision) -> str | 
     return EMBEDDING
 
 
-def emit_tokenizer(recipe: Recipe, folder: Path) -> str | None:
-    """Copy the tokenizer; its file's name."""
-    if recipe.tokenizer is None:
+def _emit_small_embedding(weights: Weights, name: str, folder: Path) -> str:
+    vocab, dim = weights.shape(name)
+    table = np.lib.format.open_memmap(folder / EMBEDDING, "w+", int8_rows(dim), (vocab,))
+    start = 0
+    for rows in read_slices(weights, name, torch.float32):
+        table[start : start + len(rows)] = pack_rows(rows)
+        start += len(rows)
+    table.flush()
+    return EMBEDDING
+
+
+def emit_tokenizer(tokenizer: Path | None, folder: Path) -> str | None:
+    """Copy the tokenizer, if there is one; its file's name."""
+    if tokenizer is None:
         return None
-    shutil.copyfile(recipe.tokenizer, folder / TOKENIZER)
+    shutil.copyfile(tokenizer, folder / TOKENIZER)
     return TOKENIZER
+
+
+def emit_labels(labels: Sequence[str] | None, folder: Path) -> str | None:
+    """Write the names of classes, one a line, if they are known; their file's name."""
+    if labels is None:
+        return None
+    (folder / LABELS).write_text("".join(f"{' '.join(label.split())}\n" for label in labels), encoding="utf-8")
+    return LABELS
 
 
 def emit_license(source: Path, folder: Path) -> None:
@@ -82,14 +108,15 @@ def emit_license(source: Path, folder: Path) -> None:
 
 def planned_bytes(models: Iterable[ir.Model], recipe: Recipe, precision: Precision) -> int:
     """What the graphs and the embedding table will take on disk."""
-    tensors = sum(
-        value.const_value.nbytes + _PAGE_BYTES
-        for model in models
-        for value in model.graph.initializers.values()
-        if value.const_value is not None
-    )
+    tensors = sum(map(weight_bytes, models))
     table = prod(recipe.weights.shape(recipe.embedding)) if recipe.embedding is not None else 0
-    return tensors + table * (4 if precision == "fp32" else 2)
+    return tensors + table * _TABLE_BYTES[precision]
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """What a graph's weights take on disk."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes + _PAGE_BYTES for tensor in tensors if tensor is not None)
 
 
 def provenance(*, source: str, revision: str, license: str) -> Provenance:

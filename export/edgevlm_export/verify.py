@@ -92,9 +92,15 @@ def verify_export(root: Path, recipe: Recipe, part_done: Callable[[], None] = la
     golden = _golden(png, image, measured, steps, regions, bar)
     write_golden(root / GOLDEN, golden)
     require(report_checks(report, bar), str(root))
-    require(golden_checks(bundle, golden, open_engine()), str(root))
+    for engine in ("onnxruntime", *_compiled_for(bundle)):
+        require(golden_checks(bundle, golden, open_engine(engine)), f"{root} with {engine}")
     part_done()
     return report
+
+
+def _compiled_for(bundle: Bundle) -> list[str]:
+    """The other engines that graphs of the bundle are written for."""
+    return sorted({engine for graph in bundle.manifest.graphs.values() for engine in graph.compiled})
 
 
 def _measure(bundle: Bundle, pixels: Pixels, image: ObservedImage, prefix: FloatArray) -> _Measured:

@@ -1,6 +1,6 @@
-"""Every family from its shrunken checkpoint to answers: nothing replaced, real files and the real engine.
+"""Every family that generates text, from its shrunken checkpoint to answers: real files and the real engine.
 
-A new entry of FAMILIES is picked up here without a change.
+A new entry of FAMILIES is picked up here without a change, or in test_every_image_family.py.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,16 +25,16 @@ from edgevlm_runtime.errors import DamagedBundle
 from edgevlm_runtime.image import load_image
 from edgevlm_runtime.manifest import Precision
 from edgevlm_runtime.model import Model, load
-from edgevlm_runtime.options import GenerateOptions
+from edgevlm_runtime.options import GenerateOptions, LoadOptions
 from edgevlm_runtime.verify import verify_bundle
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
 QUESTION = "What is this?"
 SHORT = GenerateOptions(max_tokens=12)
 SAMPLED = GenerateOptions(max_tokens=12, temperature=1.0, seed=7)
 
 
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
+@pytest.fixture(scope="module", params=sorted(name for name, family in FAMILIES.items() if family.generates_text))
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint") / str(request.param)
     FAMILIES[request.param].shrink(folder)
@@ -42,7 +43,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def bundles(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
-    """One verified bundle of each precision."""
+    """One verified bundle of each precision; the one in float32 is for OpenVINO too."""
     root = tmp_path_factory.mktemp("bundles")
     for precision in PRECISIONS:
         export(
@@ -52,6 +53,7 @@ def bundles(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
                 source=checkpoint,
                 out=root / precision,
                 precision=precision,
+                openvino=precision == "fp32",
             )
         )
     return {precision: root / precision for precision in PRECISIONS}
@@ -59,7 +61,13 @@ def bundles(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @pytest.fixture(scope="module")
 def model(bundles: dict[Precision, Path]) -> Iterator[Model]:
-    with load(bundles["fp32"]) as opened:
+    with load(bundles["fp32"], LoadOptions(engine="onnxruntime")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def in_openvino(bundles: dict[Precision, Path]) -> Iterator[Model]:
+    with load(bundles["fp32"], LoadOptions(engine="openvino")) as opened:
         yield opened
 
 
@@ -137,6 +145,41 @@ def test_threads_share_a_model_and_an_image(model: Model) -> None:
     for thread in threads:
         thread.join()
     assert found == [expected] * 4
+
+
+def test_engines_agree_on_every_token(model: Model, in_openvino: Model) -> None:
+    """Also on later questions about an image, and on where things are."""
+    images = [each.encode(draw_image()) for each in (model, in_openvino)]
+    for question in (QUESTION, "How many?", QUESTION):
+        answers = [each.query(image, question, SHORT) for each, image in zip((model, in_openvino), images, strict=True)]
+        assert answers[0].token_ids == answers[1].token_ids
+    for task in {"detect", "point"} & set(model.manifest.tasks):
+        found = [getattr(each, task)(draw_image(), "cup", SHORT) for each in (model, in_openvino)]
+        places = [getattr(each, "objects" if task == "detect" else "points") for each in found]
+        assert places[0] == places[1]
+
+
+def test_threads_share_an_image_in_openvino(in_openvino: Model) -> None:
+    encoded = in_openvino.encode(draw_image())
+    questions = [QUESTION, "How many?"] * 3
+    expected = [in_openvino.query(encoded, question, SHORT).token_ids for question in questions]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda question: in_openvino.query(encoded, question, SHORT).token_ids, questions))
+    assert found == expected
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_an_image_from_disk_answers_as_a_new_one(
+    bundles: dict[Precision, Path], engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEVLM_HOME", str(tmp_path))
+    answers = []
+    for _ in range(2):
+        with load(bundles["fp32"], LoadOptions(engine=engine, image_cache=True)) as opened:
+            answers.append([opened.query(draw_image(), text, SHORT).token_ids for text in (QUESTION, "How many?")])
+            towers = opened._tower is not None
+    assert answers[0] == answers[1]
+    assert not towers, "the second model did not encode"
 
 
 def test_asyncio_streams_the_same_text(model: Model) -> None:

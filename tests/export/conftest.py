@@ -9,10 +9,11 @@ import onnx_ir as ir
 import pytest
 from torch import Tensor, nn
 
-from edgevlm_export import calibrate, pipeline, trace
+from edgevlm_export import calibrate, text_pipeline, trace
 from edgevlm_export.checkpoint import open_checkpoint
 from edgevlm_export.families import FAMILIES
-from edgevlm_export.families.family import GraphRequest, Recipe
+from edgevlm_export.families.family import GraphRequest, ReadOptions, Recipe
+from edgevlm_export.families.moondream2 import Moondream2Family
 from edgevlm_export.quantize import NO_OUTLIERS
 from edgevlm_runtime.golden import GOLDEN
 
@@ -47,9 +48,9 @@ def trace_once() -> Trace:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, trace_once: Trace) -> None:
     """Exports of the shrunken checkpoint that do not trace again, calibrate or verify."""
-    monkeypatch.setattr(pipeline, "trace", trace_once)
+    monkeypatch.setattr(text_pipeline, "trace", trace_once)
     monkeypatch.setattr(calibrate, "find_outliers", lambda *_: NO_OUTLIERS)
-    monkeypatch.setattr(pipeline, "verify_export", skip_verification)
+    monkeypatch.setattr(text_pipeline, "verify_export", skip_verification)
 
 
 def caching_trace() -> Trace:
@@ -70,4 +71,4 @@ def skip_verification(folder: Path, *_: object) -> None:
 
 
 def read_recipe(path: Path, *, revision: str | None = None, tokenizer: Path | None = None) -> Recipe:
-    return FAMILIES["moondream2"].read(open_checkpoint(path), revision=revision, tokenizer=tokenizer)
+    return Moondream2Family().read(open_checkpoint(path), ReadOptions(revision=revision, tokenizer=tokenizer))

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from edgevlm_export.checkpoint import Checkpoint, LazyWeight
-from edgevlm_export.families import FAMILIES
-from edgevlm_export.families.family import Recipe
+from edgevlm_export.families.family import ReadOptions, Recipe
+from edgevlm_export.families.moondream2 import Moondream2Family
 from edgevlm_export.families.moondream2.config import SIZE_05B, SIZE_2B, nested_config, read_sizes
 from edgevlm_export.families.moondream2.eras import GPT2_LINEAR
 from edgevlm_export.families.moondream2.random_weights import TINY, TINY_ERA, make_tokenizer, write_random
@@ -86,7 +86,7 @@ def read_published(
 ) -> Recipe:
     """A full-size checkpoint of which only names and shapes exist."""
     (folder / "config.json").write_text(json.dumps({"model_type": "moondream1", **config}))
-    return FAMILIES["moondream2"].read(Checkpoint(folder, tensors), revision=revision, tokenizer=tokenizer)
+    return Moondream2Family().read(Checkpoint(folder, tensors), ReadOptions(revision=revision, tokenizer=tokenizer))
 
 
 def prompt_of(recipe: Recipe) -> PromptSpec:
@@ -255,11 +255,11 @@ def test_a_stale_tokenizer_beside_a_starmie_checkpoint_is_refused(tmp_path: Path
     (tmp_path / "tokenizer.json").write_bytes(gpt2.read_bytes())
     for revision in ("2025-06-21", None):
         with pytest.raises(CheckpointError) as caught:
-            FAMILIES["moondream2"].read(Checkpoint(tmp_path, tensors), revision=revision, tokenizer=None)
+            Moondream2Family().read(Checkpoint(tmp_path, tensors), ReadOptions(revision=revision))
         message = str(caught.value)
         assert str(tmp_path / "tokenizer.json") in message
         assert "moondream/starmie-v1" in message and "--tokenizer" in message
-    recipe = FAMILIES["moondream2"].read(Checkpoint(tmp_path, tensors), revision=None, tokenizer=starmie)
+    recipe = Moondream2Family().read(Checkpoint(tmp_path, tensors), ReadOptions(tokenizer=starmie))
     assert recipe.tokenizer == starmie
 
 

@@ -61,8 +61,11 @@ def bundle(
 ) -> Bundle:
     folder = tmp_path_factory.mktemp(request.param)
     specs: dict[str, GraphSpec] = {
-        graph.role: emit.emit_graph(
-            lower(recipe, graph, trace_once, request.param), graph, folder, request.param, lambda: None
+        graph.role: GraphSpec(
+            file=emit.emit_graph(lower(recipe, graph, trace_once, request.param), graph.role, folder),
+            precision=request.param,
+            inputs=graph.inputs,
+            outputs=graph.outputs,
         )
         for graph in recipe.graphs
     }

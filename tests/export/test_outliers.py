@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from edgevlm_export import calibrate, pipeline
+from edgevlm_export import calibrate, pipeline, text_pipeline
 from edgevlm_export.families.moondream2.random_weights import TINY_ERA, write_random
 from edgevlm_export.fidelity import BARS
 from edgevlm_export.modules.layers import Linear
@@ -85,7 +85,7 @@ def export_int8(tmp_path_factory: pytest.TempPathFactory) -> Export:
         out = tmp_path_factory.mktemp("bundles") / "int8"
         request = pipeline.ExportRequest(name="t", family="moondream2", source=source, out=out, precision="int8")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pipeline, "trace", traced)
+            patch.setattr(text_pipeline, "trace", traced)
             return pipeline.export(request)
 
     return export
@@ -219,7 +219,7 @@ def test_floats_are_not_calibrated(plain: Path, tmp_path: Path, monkeypatch: pyt
     def stop(*_: object) -> None:
         raise Stopped
 
-    monkeypatch.setattr(pipeline, "trace", stop)
+    monkeypatch.setattr(text_pipeline, "trace", stop)
     monkeypatch.setattr(calibrate, "find_outliers", lambda *_: pytest.fail("calibrated"))
     request = pipeline.ExportRequest(
         name="t", family="moondream2", source=plain, out=tmp_path / "out", precision="fp16"

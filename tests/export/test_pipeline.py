@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from edgevlm_export import pipeline
+from edgevlm_export import text_pipeline
 from edgevlm_export.pipeline import ExportRequest, export
 from edgevlm_runtime.bundle import open_bundle
 from edgevlm_runtime.errors import CheckpointError, ExportError, FidelityError
@@ -57,7 +57,7 @@ class Failing:
 def test_a_verified_bundle_of_each_precision(
     tiny: Path, out: Path, precision: Precision, trace_once: Trace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "trace", trace_once)
+    monkeypatch.setattr(text_pipeline, "trace", trace_once)
     bundle = export(request_of(tiny, out, precision))
     assert bundle.root == out.resolve() and bundle.manifest.precision == precision
     assert [path.name for path in out.parent.iterdir()] == ["tiny"]
@@ -121,7 +121,7 @@ def test_a_bundle_below_its_bar_does_not_stay(tiny: Path, out: Path, monkeypatch
         assert (root / "manifest.json").is_file()
         raise FidelityError("top-1 agreement 0.2, the bar is 0.95")
 
-    monkeypatch.setattr(pipeline, "verify_export", fail)
+    monkeypatch.setattr(text_pipeline, "verify_export", fail)
     with pytest.raises(FidelityError):
         export(request_of(tiny, out))
     assert not list(out.parent.iterdir())

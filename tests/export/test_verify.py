@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgevlm_export import pipeline
+from edgevlm_export import pipeline, text_pipeline
 from edgevlm_export.families.family import Recipe
 from edgevlm_export.families.moondream2.random_weights import write_shrunken
 from edgevlm_export.fidelity import BARS, compare_outputs, report_checks
@@ -41,7 +41,7 @@ def export_once(tiny: Path, trace_once: Trace, tmp_path_factory: pytest.TempPath
                 name="tiny", family="moondream2", source=tiny, out=out / precision, precision=precision
             )
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(pipeline, "trace", trace_once)
+                patch.setattr(text_pipeline, "trace", trace_once)
                 bundles[precision] = pipeline.export(request)
         return bundles[precision]
 
@@ -154,6 +154,16 @@ def test_samples_packed_into_one_pass_do_not_see_each_other(recipe: Recipe) -> N
         expected.append(hidden[-len(sample.answer) :])
     assert relative_error(steps.hidden, np.concatenate(expected)) < 1e-5
     assert relative_error(steps.logits, oracle.logits(np.concatenate(expected))) < 1e-5
+
+
+def test_prefixes_in_one_pass_do_not_see_each_other(recipe: Recipe) -> None:
+    rng, reference = np.random.default_rng(0), Reference(recipe)
+    prefixes = [rng.standard_normal((n, 64)).astype(np.float32) for n in (7, 4)]
+    samples = [Sample(prompt=(1, 20, 3), answer=(44, 45)), Sample(prompt=(9,), answer=(8, 7, 6, 0))]
+    together = reference.follow_each(prefixes, samples)
+    alone = [reference.follow(prefix, samples) for prefix in prefixes]
+    assert relative_error(together.logits, np.concatenate([steps.logits for steps in alone])) < 1e-5
+    assert relative_error(together.hidden, np.concatenate([steps.hidden for steps in alone])) < 1e-5
 
 
 def test_figures_by_hand() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgevlm_export import pipeline
+from edgevlm_export import pipeline, text_pipeline
 from edgevlm_export.families.family import Recipe
 from edgevlm_export.scene import draw_image
 from edgevlm_runtime.image import load_image
@@ -29,7 +29,7 @@ def model(tiny: Path, trace_once: Trace, tmp_path_factory: pytest.TempPathFactor
     out = tmp_path_factory.mktemp("whole") / "fp32"
     request = pipeline.ExportRequest(name="tiny", family="moondream2", source=tiny, out=out, precision="fp32")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "trace", trace_once)
+        patch.setattr(text_pipeline, "trace", trace_once)
         patch.setattr(pipeline, "verify_export", skip_verification)
         return load(pipeline.export(request))
 
