@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,8 @@ from edgevlm_runtime.manifest import Precision
 from edgevlm_runtime.records import read_record
 
 ROOT = Path(__file__).resolve().parent
+TIMM = "timm/"
+"""Starts the name of an image backbone that needs no entry: timm/NAME is published on the hub under that very name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,7 @@ class CatalogEntry:
     repo: str | None = None
     revision: str | None = None
     files: tuple[str, ...] = ()
+    variant: str | None = None
     tokenizer: TokenizerSource | None = None
     folder: str | None = None
 
@@ -65,7 +69,7 @@ def load_catalog() -> Mapping[str, CatalogEntry]:
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
         return {
-            canonical(name): read_record(CatalogEntry, {"name": name, **fields}, f"{path}: {name}")
+            canonical(name): read_record(CatalogEntry, {"name": canonical(name), **fields}, f"{path}: {name}")
             for name, fields in entries.items()
         }
     except DamagedBundle as error:
@@ -73,16 +77,34 @@ def load_catalog() -> Mapping[str, CatalogEntry]:
 
 
 def find_entry(name: str) -> CatalogEntry:
-    """The entry of that name; case, - and _ make no difference.
+    """The entry of that name, in which case, - and _ make no difference; or one for the backbone that timm/NAME names.
 
     Raises:
         ModelNotFound: the catalog has no such model; the message names the nearest one.
     """
+    if name.strip().startswith(TIMM):
+        return _timm_entry(name.strip().removeprefix(TIMM))
     catalog = load_catalog()
     if canonical(name) not in catalog:
-        hint = nearest(name, catalog) or f"; the catalog has {', '.join(catalog)}"
+        hint = nearest(name, catalog) or "; `edgevlm list` shows all, and timm/NAME is any image backbone of timm"
         raise ModelNotFound(f"no model {name!r} in the catalog{hint}")
     return catalog[canonical(name)]
+
+
+def _timm_entry(variant: str) -> CatalogEntry:
+    if not re.fullmatch(r"\w[\w.-]*", variant, re.ASCII):
+        raise ModelNotFound(f"{TIMM}{variant}: no name of a timm model; one looks like timm/resnet18.a1_in1k")
+    return CatalogEntry(
+        name=canonical(variant),
+        family="timm_backbone",
+        description=f"An image backbone of timm; its card and license: https://huggingface.co/{TIMM}{variant}",
+        license="as published",
+        precision="int8",
+        repo=f"{TIMM}{variant}",
+        revision="main",
+        files=("config.json", "model.safetensors"),
+        variant=variant,
+    )
 
 
 def _catalog_file() -> Path:

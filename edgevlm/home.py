@@ -1,6 +1,7 @@
 """Where models live: the built-in one, and the bundles under EDGEVLM_HOME by name.
 
     EDGEVLM_HOME/models/<name>-<precision>/     a bundle, as `edgevlm export` writes it
+    EDGEVLM_HOME/models/<name>-<target>/        one that was compiled for an NPU: only its full name means it
 
 A name is looked up in this order: the built-in nano; a folder of exactly that name; `<name>-<precision>`, of which the
 newest wins when there are several; at last a path. Case, - and _ make no difference in names.
@@ -12,10 +13,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from edgevlm.catalog import canonical, load_catalog, nearest
+from edgevlm.catalog import TIMM, canonical, load_catalog, nearest
 from edgevlm_runtime.checksums import home as home
-from edgevlm_runtime.errors import ModelNotFound
-from edgevlm_runtime.manifest import Precision
+from edgevlm_runtime.errors import BundleError, ModelNotFound
+from edgevlm_runtime.manifest import Precision, Task
 
 if TYPE_CHECKING:
     from edgevlm_runtime.model import Model
@@ -29,9 +30,9 @@ def models_folder() -> Path:
     return home() / "models"
 
 
-def bundle_folder(name: str, precision: Precision) -> Path:
-    """Where the bundle of a catalog entry goes when no other place is given."""
-    return models_folder() / f"{canonical(name)}-{precision}"
+def bundle_folder(name: str, kind: str) -> Path:
+    """Where the bundle of a catalog entry goes when no other place is given; its kind is a precision or an NPU."""
+    return models_folder() / f"{canonical(name)}-{kind}"
 
 
 def installed() -> dict[str, Path]:
@@ -45,11 +46,16 @@ def installed() -> dict[str, Path]:
 def matches(name: str) -> tuple[Path, ...]:
     """The bundles under EDGEVLM_HOME that a name may mean: the one of exactly that name, else all precisions of it."""
     bundles = installed()
-    wanted = canonical(name)
+    wanted = canonical(name).removeprefix(TIMM)
     if wanted in bundles:
         return (bundles[wanted],)
     keys = (f"{wanted}-{precision}" for precision in get_args(Precision))
     return tuple(bundles[key] for key in keys if key in bundles)
+
+
+def that_can(task: Task) -> tuple[str, ...]:
+    """The names under EDGEVLM_HOME whose bundles can do a task; damaged ones can do nothing."""
+    return tuple(name for name, path in installed().items() if task in _tasks(path))
 
 
 def resolve(model: str | os.PathLike[str]) -> Path:
@@ -74,6 +80,7 @@ def load(
     engine: str = "auto",
     threads: int | None = None,
     low_memory: bool = False,
+    image_cache: bool = False,
 ) -> Model:
     """Open a model for asking.
 
@@ -82,6 +89,8 @@ def load(
         engine: `auto`, or an engine's name.
         threads: how many threads the engine uses; all physical cores by default.
         low_memory: close the image encoder after each image, for one image at a time on a small machine.
+        image_cache: keep encoded images under EDGEVLM_HOME, of EDGEVLM_CACHE_GB at most (2 by default), so that the
+            same image needs no encoding after a restart. The last ones are kept in memory in any case.
 
     Raises:
         ModelNotFound, DamagedBundle: there is no such bundle, or a file of it is missing or altered.
@@ -90,11 +99,21 @@ def load(
     from edgevlm_runtime.model import load as load_bundle
     from edgevlm_runtime.options import LoadOptions
 
-    return load_bundle(resolve(model), LoadOptions(engine=engine, threads=threads, low_memory=low_memory))
+    options = LoadOptions(engine=engine, threads=threads, low_memory=low_memory, image_cache=image_cache)
+    return load_bundle(resolve(model), options)
 
 
 def _is_bundle(path: Path) -> bool:
     return (path / "manifest.json").is_file()
+
+
+def _tasks(path: Path) -> tuple[Task, ...]:
+    from edgevlm_runtime.bundle import open_bundle
+
+    try:
+        return open_bundle(path, check=False).manifest.tasks
+    except BundleError:
+        return ()
 
 
 def _how_to_get(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import edgevlm
-from edgevlm.cli import ask, chat, doctor, export, models, regions
+from edgevlm.cli import ask, cache, chat, classify, doctor, embed, export, models, regions, search
 from edgevlm.cli.flags import with_flags
 from edgevlm.cli.output import emit, emit_line, prepare_streams, report
 
@@ -21,6 +21,9 @@ app.command("caption")(with_flags(ask.caption))
 app.command("query")(with_flags(ask.query))
 app.command("detect")(with_flags(regions.detect))
 app.command("point")(with_flags(regions.point))
+app.command("classify")(with_flags(classify.classify))
+app.command("embed")(with_flags(embed.embed))
+app.command("search")(with_flags(search.search))
 app.command("chat")(with_flags(chat.chat))
 app.command("list")(models.list_models)
 app.command("ls", hidden=True)(models.list_models)
@@ -29,6 +32,7 @@ app.command("pull")(export.pull)
 app.command("rm")(models.remove)
 app.command("verify")(models.verify)
 app.command("export")(export.export)
+app.add_typer(cache.app, name="cache")
 app.command("doctor")(doctor.doctor)
 
 
@@ -45,7 +49,7 @@ def _root(
         bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Small vision-language models on this machine's CPU.
+    """Small vision-language and image models on this machine's CPU or NPU.
 
     Answers go to stdout, everything else to stderr. Exit codes: 0 ok, 1 failure, 2 usage, 3 model missing or damaged,
     4 bad image, 5 fidelity below the bar, 130 interrupted.

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from edgevlm.cli.flags import TextFlags
-from edgevlm.cli.output import note
-from edgevlm.cli.session import ImageArgument, Session, check_words, read_image
-from edgevlm_runtime.errors import InvalidOption
+from edgevlm.cli.output import emit_line, note
+from edgevlm.cli.sentence import N_SAID, sentence
+from edgevlm.cli.session import ImageArgument, Session, check_images, check_words, note_timings, one_record, read_image
+from edgevlm_runtime.errors import InvalidOption, UnsupportedTask
+
+if TYPE_CHECKING:
+    from edgevlm_runtime.manifest import Manifest
 
 Length = Annotated[Literal["short", "normal", "long"], typer.Option(help="How much the caption tells.")]
 
@@ -21,29 +25,30 @@ def run(
     ],
     flags: TextFlags,
 ) -> None:
-    """Answer a prompt about an image. Of several images each is answered in turn, its name on stderr."""
+    """Answer a prompt about an image. Of several images each is answered in turn, its name on stderr.
+
+    A model that only classifies answers every prompt with what it sees.
+    """
     *images, prompt = arguments
     if not images:
         raise InvalidOption(f'run needs images and then a prompt: edgevlm run {arguments[0]} "describe"')
-    if images.count("-") > 1:
-        raise InvalidOption("only one image can come from stdin")
+    check_images(images)
     if os.path.isfile(prompt):
         raise InvalidOption(f"the prompt comes last, but {prompt} is a file")
     check_words(prompt, "prompt")
-    session = Session(flags, many_images=len(images) > 1)
-    if flags.json and len(images) > 1:
-        _print_together(session, images, prompt)
-        return
-    for image in images:
-        if len(images) > 1:
-            note(f"{image}:")
-        session.print_answer(session.model.stream(read_image(image), prompt, session.options))
+    with Session(flags, many_images=len(images) > 1) as session:
+        if "query" not in session.model.manifest.tasks:
+            _tell_classes(session, images, flags)
+        elif flags.json and len(images) > 1:
+            _print_together(session, images, prompt)
+        else:
+            _print_in_turn(session, images, prompt)
 
 
 def caption(image: ImageArgument, flags: TextFlags, length: Length = "normal") -> None:
     """Describe an image."""
-    session = Session(flags)
-    session.print_answer(session.model.stream_caption(read_image(image), length, session.options))
+    with Session(flags) as session:
+        session.print_answer(session.model.stream_caption(read_image(image), length, session.options))
 
 
 def query(
@@ -59,15 +64,59 @@ def query(
     if os.path.isfile(question):
         raise InvalidOption(f"the question is missing, or not the last argument: {question} is a file")
     check_words(question, "question")
-    session = Session(flags)
-    image = read_image(images[0]) if images else None
-    session.print_answer(session.model.stream(image, question, session.options))
+    with Session(flags) as session:
+        image = read_image(images[0]) if images else None
+        session.print_answer(session.model.stream(image, question, session.options))
+
+
+def _print_in_turn(session: Session, images: list[str], prompt: str) -> None:
+    for image in images:
+        if len(images) > 1:
+            note(f"{image}:")
+        session.print_answer(session.model.stream(read_image(image), prompt, session.options))
 
 
 def _print_together(session: Session, images: list[str], prompt: str) -> None:
     answers = []
     for image in images:
         answer = session.model.query(read_image(image), prompt, session.options)
-        answers.append({"image": image, **session.as_record(answer)})
+        answers.append(session.as_record(answer))
         session.print_costs(answer)
-    session.print_json({"model": session.model.manifest.name, "answers": answers})
+    session.print_json(one_record(images, answers))
+
+
+def _tell_classes(session: Session, images: list[str], flags: TextFlags) -> None:
+    """Answer whatever prompt with a sentence about each image.
+
+    Raises:
+        UnsupportedTask: the model knows no classes; the message says what it can do.
+    """
+    model = session.model
+    if "classify" not in model.manifest.tasks or model.manifest.match is not None:
+        raise UnsupportedTask(f"{model.manifest.name} answers no prompts; {_abilities(model.manifest)}")
+    answers = []
+    for image in images:
+        found = model.classify(read_image(image), top_k=N_SAID)
+        answers.append({**session.as_record(found), "text": sentence(found.labels)})
+        if not flags.json:
+            _print_named(image if len(images) > 1 else None, sentence(found.labels))
+        if flags.verbose:
+            note_timings([found])
+    if flags.json:
+        session.print_json(one_record(images, answers))
+
+
+def _print_named(name: str | None, line: str) -> None:
+    if name is not None:
+        note(f"{name}:")
+    emit_line(line)
+
+
+def _abilities(manifest: Manifest) -> str:
+    """What a model is good for that neither answers nor knows classes."""
+    if "search" in manifest.tasks:
+        return (
+            'it compares images with texts: `edgevlm classify IMAGE --labels "a cat, a dog"`, '
+            "`edgevlm search FOLDER TEXT` or `edgevlm embed IMAGE_OR_TEXT`"
+        )
+    return "it turns images into vectors: `edgevlm embed IMAGE`"

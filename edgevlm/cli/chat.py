@@ -11,7 +11,7 @@ import typer
 from edgevlm.cli.flags import TextFlags
 from edgevlm.cli.output import note, report
 from edgevlm.cli.session import STDIN, Session
-from edgevlm_runtime.errors import EdgeVLMError, InvalidOption
+from edgevlm_runtime.errors import EdgeVLMError, InvalidOption, UnsupportedTask
 
 if TYPE_CHECKING:
     from edgevlm_runtime.encoded import EncodedImage
@@ -26,24 +26,26 @@ def chat(
     """Ask questions in turn. Each is answered by itself: earlier ones are not remembered, the image is."""
     if flags.json:
         raise InvalidOption("chat prints no JSON; use query for one question and one object")
-    conversation = _Conversation(flags)
-    if image is not None:
-        conversation.look_at(image)
-    if _is_typed():
-        note(_HELP)
-    while (line := _read_line()) is not None:
-        if line in ("/bye", "/quit", "/exit"):
-            return
-        conversation.take(line)
+    with Session(flags, many_images=True) as session:
+        conversation = _Conversation(session, flags)
+        if image is not None:
+            conversation.look_at(image)
+        if _is_typed():
+            note(_HELP)
+        while (line := _read_line()) not in (None, "/bye", "/quit", "/exit"):
+            conversation.take(line)
 
 
 class _Conversation:
     """A model and the image that it is looking at."""
 
-    def __init__(self, flags: TextFlags) -> None:
+    def __init__(self, session: Session, flags: TextFlags) -> None:
         self._flags = flags
-        self._session = Session(flags, many_images=True)
+        self._session = session
         self._image: EncodedImage | None = None
+        manifest = self._session.model.manifest
+        if "query" not in manifest.tasks:
+            raise UnsupportedTask(f"{manifest.name} can not chat; it can: {', '.join(manifest.tasks)}")
 
     def look_at(self, path: str) -> None:
         """Encode another image.

@@ -14,7 +14,8 @@ import typer
 
 from edgevlm.catalog import ROOT, CatalogEntry, find_entry
 from edgevlm.cli.flags import Verbose
-from edgevlm.cli.output import emit_line, note_table
+from edgevlm.cli.output import emit_line, note, note_table
+from edgevlm.cli.progress import watch
 from edgevlm.home import bundle_folder
 from edgevlm_runtime.errors import ExportError, InvalidOption
 from edgevlm_runtime.manifest import Precision
@@ -22,64 +23,86 @@ from edgevlm_runtime.manifest import Precision
 if TYPE_CHECKING:
     from edgevlm_export.checkpoint import HubSource
     from edgevlm_export.pipeline import ExportRequest
+    from edgevlm_runtime.manifest import Manifest
 
-_EXTRA = {"huggingface_hub", "ml_dtypes", "onnx", "onnx_ir", "onnxscript", "safetensors", "torch"}
+_EXTRA = {
+    *("huggingface_hub", "ml_dtypes", "onnx", "onnx_ir", "onnxscript", "safetensors", "torch"),
+    *("optimum", "timm", "transformers"),
+}
 
-NameArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A name of the catalog; `edgevlm list` shows it.")]
+NameArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A name that `edgevlm list` shows, or timm/NAME, a backbone of timm.")
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Wish:
-    """What the command line says about one export."""
+    """What the command line says about one export; options of image models are off where not given."""
 
     source: Path | None
     tokenizer: Path | None
+    labels: Path | None
+    calibration: Path | None
     revision: str | None
     out: Path
     precision: Precision
+    openvino: bool
+    npu: str | None
     force: bool
 
 
 def export(
     name: NameArgument,
     out: Annotated[
-        Path | None, typer.Argument(help="The bundle's folder [models/MODEL-PRECISION in EDGEVLM_HOME].")
+        Path | None, typer.Argument(help="The bundle's folder [models/MODEL-PRECISION, or -TARGET, in EDGEVLM_HOME].")
     ] = None,
     source: Annotated[
-        Path | None, typer.Option("--from", help="A folder in the published layout, instead of a download.")
+        Path | None, typer.Option("--from", help="A checkpoint's file or folder, instead of a download.")
     ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json, instead of the checkpoint's.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="The names of the classes, one a line.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Images that int8 is fitted to [examples and drawn scenes].")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Another published revision than the catalog's.")] = None,
     fp32: Annotated[bool, typer.Option("--fp32", help="Weights in float32: largest, exact.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Weights in float16.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Weights in 8 bits: the default of the catalog.")] = False,
+    int4: Annotated[bool, typer.Option("--int4", help="Weights that write text in 4 bits: smallest, fastest.")] = False,
+    openvino: Annotated[bool, typer.Option("--openvino", help="Write OpenVINO IR as well, for Intel's CPUs.")] = False,
+    npu: Annotated[
+        str | None, typer.Option(metavar="TARGET", help="Compile for an NPU and check it: hexagon-v75, intel, ...")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace a bundle that is there.")] = False,
     verbose: Verbose = False,
 ) -> None:
     """Turn a checkpoint into a verified bundle.
 
     Prints the bundle's path. Without OUT it can be used by name: `-m moondream2` finds moondream2-int8, or the newest
-    when there are several precisions; `-m moondream2-int8` names one.
+    when there are several precisions; `-m moondream2-int8` names one, and a bundle for an NPU is only found by its
+    full name, `-m fastvit-t8-hexagon-v75`.
     """
     entry = find_entry(name)
-    precision = _precision(entry, {"fp32": fp32, "fp16": fp16, "int8": int8})
+    precision = _precision(entry, {"fp32": fp32, "fp16": fp16, "int8": int8, "int4": int4}, npu)
     wish = _Wish(
         source=source,
         tokenizer=tokenizer,
+        labels=labels,
+        calibration=calibration,
         revision=revision,
-        out=out or bundle_folder(entry.name, precision),
+        out=out or bundle_folder(entry.name, npu or precision),
         precision=precision,
+        openvino=openvino,
+        npu=npu,
         force=force,
     )
     with _export_extra():
         from edgevlm_export import pipeline
-    from edgevlm.cli.progress import watch
-    from edgevlm_runtime.fidelity import report_table
 
-    with watch(verbose=verbose) as progress:
-        bundle = pipeline.export(_request(entry, wish), progress)
-    if bundle.manifest.fidelity is not None:
-        note_table(report_table(bundle.manifest.fidelity))
+        _check(wish)
+        with watch(verbose=verbose) as progress:
+            bundle = pipeline.export(_request(entry, wish), progress)
+    _report(bundle.manifest)
     emit_line(str(bundle.root))
 
 
@@ -97,11 +120,39 @@ def pull(name: NameArgument, verbose: Verbose = False) -> None:
     emit_line(str(download(checkpoint)))
 
 
-def _precision(entry: CatalogEntry, flags: dict[Precision, bool]) -> Precision:
+def _precision(entry: CatalogEntry, flags: dict[Precision, bool], npu: str | None) -> Precision:
     chosen = [precision for precision, given in flags.items() if given]
     if len(chosen) > 1:
         raise InvalidOption(f"--{chosen[0]} and --{chosen[1]} exclude each other")
-    return chosen[0] if chosen else entry.precision
+    return chosen[0] if chosen else "int8" if npu else entry.precision
+
+
+def _check(wish: _Wish) -> None:
+    """Refuse, before anything is downloaded, what makes no sense.
+
+    Raises:
+        InvalidOption: options contradict each other, a target is unknown, or files are not there.
+    """
+    if wish.labels is not None and not wish.labels.is_file():
+        raise InvalidOption(f"--labels {wish.labels}: there is no such file")
+    if wish.calibration is not None and not wish.calibration.is_dir():
+        raise InvalidOption(f"--calibration {wish.calibration}: there is no such folder; give one with images in it")
+    if wish.calibration is not None and wish.precision != "int8":
+        raise InvalidOption(f"--calibration is for int8, and --{wish.precision} needs none; leave one of them out")
+    if wish.npu is not None:
+        _check_npu(wish.npu, wish)
+
+
+def _check_npu(npu: str, wish: _Wish) -> None:
+    from edgevlm_export.npu import find_target
+
+    target = find_target(npu)
+    integers = target.engine == "qnn"
+    if wish.precision == "fp32" or (integers and wish.precision != "int8"):
+        numbers = "integers" if integers else "float16 or integers"
+        raise InvalidOption(f"--npu {npu} computes in {numbers}; leave out --{wish.precision}")
+    if wish.openvino and target.engine != "openvino":
+        raise InvalidOption(f"--npu {npu} needs no OpenVINO IR; leave out --openvino, or export it by itself")
 
 
 def _request(entry: CatalogEntry, wish: _Wish) -> ExportRequest:
@@ -115,11 +166,26 @@ def _request(entry: CatalogEntry, wish: _Wish) -> ExportRequest:
         out=wish.out,
         precision=wish.precision,
         revision=wish.revision or entry.revision,
+        variant=entry.variant,
         tokenizer=wish.tokenizer or (None if folder else _published_tokenizer(entry)),
+        labels=wish.labels,
+        calibration=wish.calibration,
+        openvino=wish.openvino,
+        npu=wish.npu,
         description=entry.description,
         license=entry.license,
         force=wish.force,
     )
+
+
+def _report(manifest: Manifest) -> None:
+    """How true the bundle is to its original, on stderr."""
+    from edgevlm.cli.about import fidelity, npu_verdict
+
+    for table in fidelity(manifest):
+        note_table(table)
+    if manifest.npu is not None:
+        note(f"edgevlm: {npu_verdict(manifest.npu)}")
 
 
 def _shipped(entry: CatalogEntry) -> Path | None:
@@ -143,7 +209,7 @@ def _published_tokenizer(entry: CatalogEntry) -> HubSource | None:
 
 @contextmanager
 def _export_extra() -> Iterator[None]:
-    """Import from edgevlm_export inside.
+    """Import from edgevlm_export and use it inside.
 
     Raises:
         ExportError: a package of the export extra is not installed.

@@ -16,24 +16,36 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Timings after the answ
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 Threads = Annotated[int | None, typer.Option("--threads", "-t", help="Threads [EDGEVLM_THREADS, else physical cores].")]
-EngineName = Annotated[str, typer.Option("--engine", help="Inference engine.")]
+EngineName = Annotated[str, typer.Option("--engine", help="Inference engine: auto, onnxruntime, openvino or qnn.")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFlags:
-    """Which model answers, and on what."""
+class OpenFlags:
+    """Which model works, and on what."""
+
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="MODEL", help="A bundle's path or name [EDGEVLM_MODEL].")
+    ] = None
+    threads: Threads = None
+    engine: EngineName = "auto"
+    json: AsJson = False
+    verbose: Verbose = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags(OpenFlags):
+    """How an image is looked at before it is asked about; the built-in model can be."""
 
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", metavar="MODEL", help="A bundle's path or name [EDGEVLM_MODEL, else nano]."),
     ] = None
-    threads: Threads = None
-    engine: EngineName = "auto"
     max_crops: Annotated[
         int | None, typer.Option(help="Cut a large image into at most so many crops: fewer is faster, more sees more.")
     ] = None
-    json: AsJson = False
-    verbose: Verbose = False
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Encode the image anew and keep nothing of it on disk.")
+    ] = False
 
     def generate_options(self) -> GenerateOptions:
         """What the runtime is asked for.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from edgevlm.catalog import canonical, load_catalog
+from edgevlm.cli.about import fidelity, format_bytes, format_parameters, graphs, size_bytes, summary
 from edgevlm.cli.flags import AsJson, EngineName, Threads, Verbose
 from edgevlm.cli.output import emit_json, emit_line, emit_table, note
 from edgevlm.home import BUILT_IN, BUILT_IN_PATH, installed, matches, models_folder, resolve
@@ -18,9 +19,7 @@ from edgevlm_runtime.errors import BundleError, InvalidOption, ModelNotFound
 from edgevlm_runtime.manifest import Precision
 
 if TYPE_CHECKING:
-    from edgevlm_runtime.bundle import Bundle
     from edgevlm_runtime.fidelity import Check
-    from edgevlm_runtime.manifest import Manifest
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A bundle's path or name.")]
 
@@ -45,25 +44,22 @@ def list_models(json: AsJson = False, verbose: Verbose = False) -> None:
     if json:
         emit_json({"models": [vars(row) for row in rows]})
         return
-    emit_table([("NAME", "STATE", "PRECISION", "SIZE", "LICENSE", "DESCRIPTION"), *map(_cells, rows)])
+    emit_table([("NAME", "STATE", "PRECISION", "SIZE", "LICENSE", "DESCRIPTION"), *map(_cells, rows)], cut=True)
 
 
 def show(model: ModelArgument, json: AsJson = False, verbose: Verbose = False) -> None:
     """Show what a bundle is, and how true to its original."""
     from edgevlm_runtime.bundle import open_bundle
-    from edgevlm_runtime.fidelity import report_table
     from edgevlm_runtime.records import write_record
 
     bundle = open_bundle(resolve(model), check=False)
     if json:
         emit_json({"path": str(bundle.root), **write_record(bundle.manifest)})
         return
-    emit_table(_summary(bundle))
-    emit_line()
-    emit_table(_graphs(bundle.manifest))
-    emit_line()
-    fidelity = bundle.manifest.fidelity
-    emit_table(report_table(fidelity) if fidelity else [("fidelity", "not measured")])
+    emit_table(summary(bundle))
+    for table in (graphs(bundle.manifest), *fidelity(bundle.manifest)):
+        emit_line()
+        emit_table(table)
 
 
 def verify(
@@ -122,8 +118,8 @@ def _bundle_row(name: str, path: Path, state: str) -> _Row:
     return _Row(
         name=name,
         state=state,
-        precision=manifest.precision,
-        size=_format_bytes(_size_bytes(manifest)),
+        precision=f"{manifest.precision} {manifest.npu.target}" if manifest.npu else manifest.precision,
+        size=format_bytes(size_bytes(manifest)),
         license=manifest.provenance.license,
         description=manifest.description,
     )
@@ -136,7 +132,7 @@ def _catalog_rows(names: set[str]) -> list[_Row]:
             name=entry.name,
             state="not exported",
             precision="",
-            size=f"{entry.parameters / 1e9:.2f}B" if entry.parameters else "",
+            size=format_parameters(entry.parameters) if entry.parameters else "",
             license=entry.license,
             description=entry.description,
         )
@@ -151,43 +147,6 @@ def _limit(check: Check) -> str:
 
 def _cells(row: _Row) -> tuple[str, ...]:
     return row.name, row.state, row.precision, row.size, row.license, row.description
-
-
-def _summary(bundle: Bundle) -> list[tuple[str, str]]:
-    manifest = bundle.manifest
-    source = manifest.provenance
-    rows = [
-        ("name", manifest.name),
-        ("family", manifest.family),
-        ("description", manifest.description),
-        ("tasks", ", ".join(manifest.tasks)),
-        ("precision", manifest.precision),
-        ("size", f"{_format_bytes(_size_bytes(manifest))} in {len(manifest.files)} files"),
-        ("path", str(bundle.root)),
-        ("source", f"{source.source} @ {source.revision}"),
-        ("license", source.license),
-        ("exported", f"{source.date} with {', '.join(f'{tool} {version}' for tool, version in source.tools.items())}"),
-    ]
-    if manifest.cache:
-        rows.append(("context", f"{manifest.cache.max_context} tokens"))
-    return [*rows, *manifest.notes.items()]
-
-
-def _graphs(manifest: Manifest) -> list[tuple[str, ...]]:
-    rows = [(role, graph.precision, graph.file) for role, graph in manifest.graphs.items()]
-    return [("GRAPH", "PRECISION", "FILE"), *rows]
-
-
-def _size_bytes(manifest: Manifest) -> int:
-    return sum(file.bytes for file in manifest.files.values())
-
-
-def _format_bytes(count: int) -> str:
-    """A size in decimal units, as disks and downloads are labeled."""
-    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count} B"
 
 
 def _removable(model: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -43,15 +44,30 @@ def emit_json(record: Mapping[str, object]) -> None:
     emit_line(json.dumps(record, ensure_ascii=False))
 
 
-def emit_table(rows: Sequence[Sequence[str]]) -> None:
-    """Write rows as columns that are padded to their widest cell; raises as `emit` does."""
+def emit_table(rows: Sequence[Sequence[str]], *, cut: bool = False) -> None:
+    """Write rows as columns that are padded to their widest cell; raises as `emit` does.
+
+    With `cut` a row has one line: on a terminal, what does not fit its width is left out.
+    """
+    width = shutil.get_terminal_size().columns if cut and sys.stdout.isatty() else None
     for line in _columns(rows):
-        emit_line(line)
+        emit_line(line if width is None or len(line) <= width else f"{line[: width - 1]}…")
 
 
 def note(text: str) -> None:
     """Write a line for the person at the keyboard to stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def note_log(*, wanted: bool) -> None:
+    """Tell on stderr, or no longer, what the runtime logs."""
+    import logging
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("edgevlm: %(message)s"))
+    logger = logging.getLogger("edgevlm_runtime")
+    logger.handlers = [handler] if wanted else []
+    logger.setLevel(logging.INFO if wanted else logging.NOTSET)
 
 
 def note_table(rows: Sequence[Sequence[str]]) -> None:

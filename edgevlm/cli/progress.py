@@ -1,9 +1,9 @@
-"""The steps of an export as they go on: bars on a terminal, lines with --verbose, nothing otherwise."""
+"""What goes on while one waits: bars on a terminal; of an export's steps lines with --verbose; nothing otherwise."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,31 @@ def watch(*, verbose: bool) -> Iterator[Steps]:
     if not sys.stderr.isatty():
         yield Steps(None, spoken=verbose)
         return
+    bars = _bars()
+    steps = Steps(bars, spoken=False)
+    try:
+        yield steps
+        steps.finish()
+    finally:
+        bars.stop()
+
+
+@contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """Something to call after each of `total` images; what it drew is gone when the block ends."""
+    if total < 2 or not sys.stderr.isatty():
+        yield _nothing
+        return
+    with _bars(transient=True) as bars:
+        task = bars.add_task(what, total=total)
+        yield lambda: bars.advance(task)
+
+
+def _nothing() -> None:
+    """Progress that nobody watches."""
+
+
+def _bars(*, transient: bool = False) -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -61,10 +86,4 @@ def watch(*, verbose: bool) -> Iterator[Steps]:
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
     )
-    bars = Progress(*columns, console=Console(stderr=True))
-    steps = Steps(bars, spoken=False)
-    try:
-        yield steps
-        steps.finish()
-    finally:
-        bars.stop()
+    return Progress(*columns, console=Console(stderr=True), transient=transient)

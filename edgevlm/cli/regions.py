@@ -27,9 +27,9 @@ def detect(image: ImageArgument, name: NameArgument, flags: ModelFlags, draw: Dr
     Prints one box a line, x_min y_min x_max y_max, as fractions of the upright image.
     """
     source = _prepare(image, name, draw)
-    session = Session(flags)
-    found = session.model.detect(source, name, session.options)
-    _print(session, found, found.objects, as_json=flags.json)
+    with Session(flags) as session:
+        found = session.model.detect(source, name, session.options)
+        _print(session, found, found.objects, as_json=flags.json)
     _draw(source, found.objects, name, draw)
 
 
@@ -39,9 +39,9 @@ def point(image: ImageArgument, name: NameArgument, flags: ModelFlags, draw: Dra
     Prints one point a line, x y, as fractions of the upright image.
     """
     source = _prepare(image, name, draw)
-    session = Session(flags)
-    found = session.model.point(source, name, session.options)
-    _print(session, found, found.points, as_json=flags.json)
+    with Session(flags) as session:
+        found = session.model.point(source, name, session.options)
+        _print(session, found, found.points, as_json=flags.json)
     _draw(source, found.points, name, draw)
 
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgevlm.cli.flags import ModelFlags
-from edgevlm.cli.output import emit, emit_json, emit_line, note
-from edgevlm.home import BUILT_IN, load
+from edgevlm.cli.flags import ModelFlags, OpenFlags
+from edgevlm.cli.output import emit, emit_json, emit_line, note, note_log
+from edgevlm.home import BUILT_IN, load, that_can
 from edgevlm_runtime.errors import InvalidOption
 from edgevlm_runtime.records import write_record
 
 if TYPE_CHECKING:
     from edgevlm_runtime.answer import Answer, Detections, Points
     from edgevlm_runtime.image import ImageSource
+    from edgevlm_runtime.labels import Classification
+    from edgevlm_runtime.manifest import Task
+    from edgevlm_runtime.model import Model
     from edgevlm_runtime.streams import AnswerStream
 
 STDIN = "-"
@@ -27,10 +32,15 @@ _INTRODUCTION = (
     f"edgevlm: the built-in {BUILT_IN} answers, which knows drawn scenes, digits and short words; for photographs run "
     "`edgevlm export moondream2` once, then use -m moondream2"
 )
+_EXAMPLES: dict[Task, str] = {
+    "classify": "fastvit_t8",
+    "embed": "clip-vit-base-patch32",
+    "search": "clip-vit-base-patch32",
+}
 
 
 class Session:
-    """An opened model, and how its answers are printed."""
+    """An opened model, and how its answers are printed. At its end it waits for an image that is being kept on disk."""
 
     def __init__(self, flags: ModelFlags, *, many_images: bool = False) -> None:
         """Open the model of `-m`, of EDGEVLM_MODEL, or the built-in one; raises as `edgevlm.load`.
@@ -39,9 +49,24 @@ class Session:
         """
         self._flags = flags
         self.options = flags.generate_options()
-        chosen = flags.model or os.environ.get("EDGEVLM_MODEL")
-        self.model = load(chosen or BUILT_IN, engine=flags.engine, threads=flags.threads, low_memory=not many_images)
+        chosen = _chosen(flags)
+        note_log(wanted=flags.verbose)
+        self.model = load(
+            chosen or BUILT_IN,
+            engine=flags.engine,
+            threads=flags.threads,
+            low_memory=not many_images,
+            image_cache=not flags.no_cache,
+        )
         self._introduced = bool(chosen)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.model.close()
 
     def introduce(self) -> None:
         """Say on stderr, once, that nobody chose the model that answers. Not before it does: errors are one line."""
@@ -64,7 +89,7 @@ class Session:
         self.introduce()
         emit_json(record)
 
-    def as_record(self, answer: Answer | Detections | Points) -> dict[str, object]:
+    def as_record(self, answer: Answer | Detections | Points | Classification) -> dict[str, object]:
         """The JSON object of an answer."""
         return {"model": self.model.manifest.name, **write_record(answer)}
 
@@ -98,6 +123,42 @@ class Session:
         return stream.answer
 
 
+def open_image_model(flags: OpenFlags, task: Task) -> Model:
+    """Open the model of `-m` or of EDGEVLM_MODEL for what the built-in one can not do; raises as `edgevlm.load`.
+
+    Raises:
+        InvalidOption: none is chosen; the message names those that can do the task, or how to export one.
+    """
+    chosen = _chosen(flags)
+    if chosen is None:
+        raise InvalidOption(f"the built-in {BUILT_IN} can not {task}; {_way_to(task)}")
+    return load(chosen, engine=flags.engine, threads=flags.threads)
+
+
+def check_images(arguments: Sequence[str]) -> None:
+    """Refuse what can not be read.
+
+    Raises:
+        InvalidOption: stdin stands for two images.
+    """
+    if arguments.count(STDIN) > 1:
+        raise InvalidOption("only one image can come from stdin")
+
+
+def one_record(images: Sequence[str], records: Sequence[dict[str, object]]) -> dict[str, object]:
+    """The JSON object of answers about images: of one image its record, of several all records with their names."""
+    if len(images) == 1:
+        return records[0]
+    answers = [{"image": image, **record} for image, record in zip(images, records, strict=True)]
+    return {"model": records[0]["model"], "answers": answers}
+
+
+def note_timings(found: Sequence[Classification]) -> None:
+    """What a batch took, on stderr."""
+    image_ms = sum(each.timings.image_ms for each in found)
+    note(f"load {found[0].timings.load_ms:.0f} ms, images {image_ms:.0f} ms ({len(found)})")
+
+
 def read_image(argument: str) -> ImageSource:
     """What an IMAGE argument stands for: a path, or `-` for the bytes on stdin."""
     from edgevlm_runtime.image import MAX_BYTES
@@ -115,3 +176,15 @@ def check_words(text: str, what: str) -> str:
     if not text.strip():
         raise InvalidOption(f"the {what} is empty; say what you want to know")
     return text
+
+
+def _chosen(flags: OpenFlags) -> str | None:
+    return flags.model or os.environ.get("EDGEVLM_MODEL") or None
+
+
+def _way_to(task: Task) -> str:
+    able = that_can(task)
+    if able:
+        return f"choose one that can with -m: {', '.join(able)}"
+    name = _EXAMPLES[task]
+    return f"run `edgevlm export {name}` once where torch is installed, then use -m {name}"

@@ -101,7 +101,7 @@ def test_a_model_that_nobody_chose_is_introduced_with_its_answer(
 
 
 def test_verbose_tells_what_it_took(run: Run, scene: Path, bundle: Path) -> None:
-    finished = run("run", scene, "describe", "-m", bundle, "-n", "3", "--verbose")
+    finished = run("run", scene, "describe", "-m", bundle, "-n", "3", "--verbose", "--no-cache")
     (line,) = finished.err.splitlines()
     assert line.startswith("load ")
     for part in ("image ", "prompt ", "answer ", "tokens/s)"):

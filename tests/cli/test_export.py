@@ -57,11 +57,106 @@ def test_a_missing_checkpoint_is_one_line(run: Run, tmp_path: Path) -> None:
     assert str(tmp_path / "nowhere") in finished.error_line()
 
 
+@pytest.fixture
+def backbone(tmp_path: Path) -> Path:
+    """A shrunken FastViT in timm's published layout, with names for its ten classes beside it."""
+    from edgevlm_export.families import FAMILIES
+
+    FAMILIES["timm_backbone"].shrink(tmp_path / "backbone")
+    (tmp_path / "digits.txt").write_text("".join(f"digit {digit}\n" for digit in range(10)))
+    return tmp_path / "backbone"
+
+
+def test_a_backbone_becomes_a_bundle_that_classifies_by_name(
+    run: Run, backbone: Path, scene: Path, tmp_path: Path
+) -> None:
+    name = "timm/fastvit_sa12.apple_in1k"
+    finished = run("export", name, "--from", backbone, "--fp32", "--openvino", "--labels", "digits.txt")
+    assert finished.code == 0, finished.err
+    assert finished.out == f"{tmp_path / 'home' / 'models' / 'fastvit-sa12.apple-in1k-fp32'}\n"
+    for text in ("relative error", "classifier folded: ", "images agrees"):
+        assert text in finished.err
+    first = run("classify", scene, "-m", name, "-k", "1")
+    assert first.code == 0, first.err
+    assert first.out.partition("  ")[2].startswith("digit ")
+    shown = run("show", name).out
+    for text in ("64x64", "labels", "10: digit 0 | digit 1", "classifier.xml for openvino", "folded: "):
+        assert text in shown
+    assert run("verify", name).code == 0
+
+
+def test_a_bundle_for_an_npu_says_what_was_checked(run: Run, backbone: Path, tmp_path: Path) -> None:
+    name = "timm/fastvit_sa12.apple_in1k"
+    finished = run("export", name, "--from", backbone, "--npu", "intel", "--labels", "digits.txt")
+    assert finished.code == 0, finished.err
+    assert finished.out == f"{tmp_path / 'home' / 'models' / 'fastvit-sa12.apple-in1k-intel'}\n"
+    verdict = finished.err.splitlines()[-1]
+    assert verdict.startswith("edgevlm: intel, compiled by openvino")
+    assert "checked on OpenVINO's CPU device: cosine " in verdict and "the same first class on" in verdict
+    (row,) = [line for line in run("list").out.splitlines() if line.startswith("fastvit-sa12.apple-in1k-intel")]
+    assert " int8 intel " in row
+
+
+def test_labels_of_another_model_are_one_line(call: Run, backbone: Path, tmp_path: Path) -> None:
+    (tmp_path / "nine.txt").write_text("a digit\n" * 9)
+    finished = call("export", "timm/fastvit_sa12.apple_in1k", "--from", backbone, "--fp32", "--labels", "nine.txt")
+    assert finished.code == 1
+    for text in ("nine.txt", "9", "10"):
+        assert text in finished.error_line()
+    assert not (tmp_path / "home" / "models" / "fastvit-sa12.apple-in1k-fp32").exists()
+
+
+def test_a_checkpoint_of_another_variant_is_one_line(call: Run, backbone: Path) -> None:
+    finished = call("export", "timm/tiny_vit_5m_224.dist_in22k_ft_in1k", "--from", backbone, "--fp32")
+    assert finished.code == 1
+    assert str(backbone) in finished.error_line()
+
+
+@pytest.mark.parametrize("option", [("--npu", "intel"), ("--calibration", "."), ("--labels", "there")])
+def test_options_of_image_models_are_refused_for_others(
+    call: Run, checkpoint: Path, tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    (tmp_path / "there").touch()
+    finished = call("export", "moondream2", "--from", checkpoint, *option)
+    assert finished.code == 2
+    assert "moondream2 generates text" in finished.error_line() and option[0] in finished.error_line()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--npu", "hexagon-v99"], "NPU target 'hexagon-v99' is unknown; known: hexagon-v73, hexagon-v75, "),
+        (["--npu", "hexagon-v75", "--fp32"], "--npu hexagon-v75 computes in integers; leave out --fp32"),
+        (["--npu", "hexagon-v75", "--fp16"], "leave out --fp16"),
+        (["--npu", "intel", "--fp32"], "--npu intel computes in float16 or integers; leave out --fp32"),
+        (["--npu", "hexagon-v75", "--openvino"], "needs no OpenVINO IR"),
+        (["--calibration", "nowhere"], "--calibration nowhere: there is no such folder"),
+        (["--calibration", ".", "--fp16"], "--calibration is for int8"),
+        (["--labels", "nowhere.txt"], "--labels nowhere.txt: there is no such file"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_at_once(call: Run, options: list[str], message: str) -> None:
+    finished = call("export", "timm/fastvit_t8.apple_in1k", *options)
+    assert (finished.code, finished.out) == (2, "")
+    assert message in finished.error_line()
+
+
+@pytest.mark.parametrize("name", ["timm/", "timm/a/b", "timm/../x"])
+def test_what_can_not_be_a_backbone_is_one_line(call: Run, name: str) -> None:
+    finished = call("export", name)
+    assert finished.code == 3
+    assert f"{name}: no name of a timm model" in finished.error_line()
+
+
 @pytest.mark.parametrize("command", ["export", "pull"])
 def test_without_a_network_it_is_one_line(run: Run, command: str) -> None:
-    finished = run(command, "moondream2", HF_HUB_OFFLINE="1")
-    assert finished.code == 1
-    assert "@" in finished.error_line()
+    for model, published in (
+        ("moondream2", "@"),
+        ("timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k@"),
+    ):
+        finished = run(command, model, HF_HUB_OFFLINE="1")
+        assert finished.code == 1
+        assert published in finished.error_line()
 
 
 @pytest.mark.parametrize("command", ["export", "pull"])

@@ -11,6 +11,7 @@ import pytest
 
 import edgevlm
 from tests.cli.conftest import Run
+from tests.cli.image_bundles import NPU, write_classifier
 
 
 @pytest.fixture
@@ -53,6 +54,29 @@ def test_show_tells_what_a_bundle_is(run: Run, bundle: Path) -> None:
     record = json.loads(run("show", bundle, "--json").out)
     assert record["provenance"]["source"] == manifest.provenance.source
     assert record["path"] == str(bundle.resolve())
+
+
+def test_show_tells_what_an_image_model_does(call: Run, classifier: Path, dual_encoder: Path, tmp_path: Path) -> None:
+    out = call("show", classifier).out
+    assert "shorter side to 10 (bicubic), 8x8 in the middle; mean 0.5, std 0.5" in out
+    assert "4: red, crimson | green | blue | ..." in out
+    assert "classifier folded: 123 to 45 nodes" in out and "top-1 of 7 images agrees" in out
+    words = call("show", dual_encoder).out
+    assert 'softmax of 5 * cosine -1; labels are read as "a photo of a {}."' in words
+    assert "up to 8 tokens" in words
+    npu = call("show", write_classifier(tmp_path / "npu", npu=NPU, notes={"kept": "two layers"})).out
+    assert "hexagon-v75, compiled by onnxruntime-qnn 2.7.0, checked on the Hexagon simulator: cosine 0.9987" in npu
+    assert "the same first class on 100% of the images" in npu and "two layers" in npu
+
+
+def test_list_names_the_npu_and_fits_a_terminal(call: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_classifier(tmp_path / "home" / "models" / "colors-hexagon-v75", npu=NPU, description="long " * 100)
+    (row,) = [line for line in call("list").out.splitlines() if line.startswith("colors-")]
+    assert " fp32 hexagon-v75 " in row and len(row) > 500
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    lines = call("list", "--verbose").out.splitlines()
+    assert max(map(len, lines)) == 120, "COLUMNS of the tests"
+    assert [line for line in lines if line.startswith("colors-")] == [f"{row[:119]}…"]
 
 
 def test_verify_passes_on_a_sound_bundle(run: Run, bundle: Path) -> None:
@@ -149,8 +173,8 @@ def test_doctor_reports_and_never_fails(run: Run, installed: Path) -> None:
     (installed / "decoder.onnx").unlink()
     finished = run("doctor")
     assert (finished.code, finished.err) == (0, "")
-    for name in ("python", "onnxruntime", "numpy", "memory", "home", "model mine-int8"):
+    for name in ("python", "engine onnxruntime", "numpy", "memory", "npu", "home", "model mine-int8"):
         assert f"  {name}" in finished.out
     states = {check["name"]: check["state"] for check in json.loads(run("doctor", "--json").out)["checks"]}
-    assert states["onnxruntime"] == "ok"
+    assert states["engine onnxruntime"] == "ok"
     assert states["model mine-int8"] == "missing"

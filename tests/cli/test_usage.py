@@ -15,6 +15,9 @@ COMMANDS = [
     "query",
     "detect",
     "point",
+    "classify",
+    "embed",
+    "search",
     "chat",
     "list",
     "show",
@@ -22,6 +25,7 @@ COMMANDS = [
     "rm",
     "verify",
     "export",
+    "cache",
     "doctor",
 ]
 

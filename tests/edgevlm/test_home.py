@@ -9,6 +9,7 @@ import pytest
 
 from edgevlm import home
 from edgevlm_runtime.errors import ModelNotFound
+from tests.cli.image_bundles import write_classifier, write_dual_encoder
 
 
 @pytest.fixture
@@ -50,6 +51,28 @@ def test_a_longer_name_is_not_a_precision(models: Path) -> None:
     _install(models, "moondream2-0.5b-int8")
     with pytest.raises(ModelNotFound, match="edgevlm export moondream2"):
         home.resolve("moondream2")
+
+
+def test_a_bundle_for_an_npu_is_found_by_its_full_name_only(models: Path) -> None:
+    folder = _install(models, "fastvit-t8-hexagon-v75")
+    assert home.resolve("fastvit_t8-hexagon-v75") == folder
+    assert home.matches("fastvit_t8") == ()
+    anywhere = _install(models, "fastvit-t8-int8", age_s=60)
+    assert home.resolve("fastvit_t8") == anywhere
+
+
+def test_a_backbone_of_timm_is_found_as_it_was_exported(models: Path) -> None:
+    folder = _install(models, "resnet18.a1-in1k-int8")
+    assert home.resolve("timm/resnet18.a1_in1k") == home.resolve("resnet18.a1_in1k") == folder
+
+
+def test_bundles_that_can_do_a_task_are_found(models: Path) -> None:
+    write_classifier(models / "colors-fp32")
+    write_dual_encoder(models / "words-fp32")
+    _install(models, "damaged-int8")
+    assert home.that_can("embed") == ("colors-fp32", "words-fp32")
+    assert home.that_can("search") == ("words-fp32",)
+    assert home.that_can("caption") == ()
 
 
 def test_a_name_wins_over_a_folder_here(models: Path, tmp_path: Path) -> None:
