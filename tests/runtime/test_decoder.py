@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgevlm_runtime.decoder import Decoder
 from edgevlm_runtime.errors import ContextOverflow, DamagedBundle, EngineError
-from edgevlm_runtime.kv_cache import KVCache
+from edgevlm_runtime.kv_cache import BufferCache
 from tests.runtime.fake_engine import CACHE, DIM, TinyDecoder
 
 VOCAB = 50
@@ -53,10 +53,10 @@ def test_a_prefix_sees_what_a_causal_sequence_does_not() -> None:
     for rows in (embeddings, changed):
         cache = decoder.new_cache()
         decoder.run(rows, cache, bidirectional=True)
-        prefix.append(cache.shared[-1].array[0, 0, 0].copy())
+        prefix.append(cache.blocks(1)[-1][0].copy())
         cache = decoder.new_cache()
         decoder.run(rows, cache)
-        causal.append(cache.shared[-1].array[0, 0, 0].copy())
+        causal.append(cache.blocks(1)[-1][0].copy())
     assert np.abs(prefix[0] - prefix[1]).max() > 1e-3
     np.testing.assert_array_equal(causal[0], causal[1])
 
@@ -74,11 +74,11 @@ def test_rollback_forgets_and_fork_copies() -> None:
     cache.rollback(9)
     np.testing.assert_array_equal(decoder.run(question, cache).logits, first.logits)
     assert not np.allclose(first.logits, second.logits)
-    assert not any(np.shares_memory(a.array, b.array) for a, b in zip(cache.shared, fork.shared, strict=True))
+    assert not any(np.shares_memory(a, b) for a, b in zip(cache.blocks(9), fork.blocks(9), strict=True))
 
 
 def test_a_fork_copies_only_what_is_asked_for() -> None:
-    cache = KVCache(CACHE)
+    cache = BufferCache(CACHE)
     cache.advance(20)
     for buffer in cache.shared:
         buffer.array[:] = 1
@@ -91,12 +91,12 @@ def test_overflow_is_refused_before_anything_runs() -> None:
     decoder, graph = make_decoder()
     cache = decoder.new_cache()
     decoder.run(random_embeddings(60), cache)
-    before = [buffer.array.copy() for buffer in cache.shared]
+    before = [block.copy() for block in cache.blocks(64)]
     with pytest.raises(ContextOverflow, match="takes 5 tokens, but only 4 of the model's 64 positions"):
         decoder.run(random_embeddings(5), cache)
     assert graph.calls == [(0, 60)]
     assert cache.length == 60
-    assert all(np.array_equal(a, b.array) for a, b in zip(before, cache.shared, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(before, cache.blocks(64), strict=True))
     decoder.run(random_embeddings(4), cache)
     assert cache.left == 0
 
