@@ -12,7 +12,7 @@ twelve times above, and 10 % of the tokens change. A cosine of 0.999 and 5 % of 
 int4: weights of the decoder in 16 steps. A block of 128 spans 5.3 times its standard deviation, so a rounding is 10 %
 of it and the cosine of one product 0.995; layers add up to 0.985 where the activations have nothing in common to make
 up for errors with, as in random models, and to 0.995 in trained ones. Tokens stay: 1 to 3 % change, the divergence is
-0.005 to 0.015 nats. Codes in a wrong order give a cosine near 0, a wrong zero point below 0.9. Beside it lie the bars.
+0.005 to 0.015 nats. The bars are two to three times as far from the original as that.
 
 Among tens of thousands of candidates two are often equally good, so that rounding alone decides between them, most of
 all in a model with random weights. A token therefore agrees when the original finds it at most `tie_nats` less likely

@@ -3,6 +3,8 @@
 fp32: sums in another order, 1e-6 of the largest value, and 1e-5 after folding; ten times that is allowed.
 fp16: weights rounded by 3e-4.
 int8: weights by channel and activations by tensor in 8 bits, ranges from calibration: a cosine of 0.99 is the bar.
+A single value may be off by half of the largest: at that cosine errors are a seventh of the values in size, and the
+largest of a thousand errors is three to four times that.
 Compiled for a Hexagon activations have 16 bits: 0.995. Other NPUs run the bundle's precision.
 
 Between two classes that are equally likely rounding decides. An image therefore agrees when the original finds the
@@ -34,11 +36,11 @@ from edgevlm_runtime.manifest import FoldReport, GraphFidelity, ImageFidelityRep
 
 FOLDED_ERROR = 1e-4
 INT8_TARGET = 0.985  # the cosine to reach by keeping layers in float32, on images of calibration, which are harder
-HEXAGON_LIMITS = ImageLimits(graph_cosine=0.995, graph_relative_error=0.3, top1_agreement=1.0, tie_nats=0.1)
+HEXAGON_LIMITS = ImageLimits(graph_cosine=0.995, graph_relative_error=0.5, top1_agreement=1.0, tie_nats=0.1)
 LIMITS: Mapping[Precision, ImageLimits] = {
     "fp32": ImageLimits(graph_cosine=0.99999, graph_relative_error=1e-4, top1_agreement=1.0, tie_nats=1e-3),
     "fp16": ImageLimits(graph_cosine=0.9999, graph_relative_error=1e-2, top1_agreement=1.0, tie_nats=0.02),
-    "int8": ImageLimits(graph_cosine=0.99, graph_relative_error=0.3, top1_agreement=0.8, tie_nats=0.1),
+    "int8": ImageLimits(graph_cosine=0.99, graph_relative_error=0.5, top1_agreement=0.8, tie_nats=0.1),
 }
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,12 +13,13 @@ from onnx_ir.external_data import load_to_model
 from torch import nn
 
 from edgevlm_export.passes import constant_shapes, name_weights, simplify
+from edgevlm_export.quiet import quiet
 from edgevlm_export.torchvision_operators import declare_missing_operators
 from edgevlm_export.trace import OPSET
 from edgevlm_runtime.errors import ExportError
 from edgevlm_runtime.manifest import TensorSpec
 
-_NOISY = ("torch.onnx", "onnxscript", "onnx_ir", "optimum", "transformers")
+NOISY = ("torch.onnx", "onnxscript", "onnx_ir", "optimum", "transformers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +49,7 @@ def trace_optimum(
     Raises:
         ExportError: optimum or torch can not export the module.
     """
-    with quiet(), TemporaryDirectory(prefix="edgevlm-") as folder:
+    with quiet(*NOISY), TemporaryDirectory(prefix="edgevlm-") as folder:
         file = Path(folder) / "graph.onnx"
         _export(module, exporter, inputs, outputs, sizes, file=file, fixed=fixed)
         model = load_to_model(ir.load(file))
@@ -112,18 +110,3 @@ def _dummy_sizes(spec: TensorSpec, sizes: Mapping[str, int]) -> dict[str, int]:
     """Sizes by optimum's names; those of an image are in the module's config."""
     first, second = (axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape[:2])
     return {"batch_size": first} | ({"sequence_length": second} if len(spec.shape) == 2 else {})
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """transformers, optimum and torch report deprecations and traced Python numbers: nothing that a user can use."""
-    levels = {name: logging.getLogger(name).level for name in _NOISY}
-    try:
-        for name in _NOISY:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from onnxruntime.quantization import CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator, save_tensors_data
 
 from edgevlm_export.layer_costs import layer_costs
+from edgevlm_export.quiet import quiet
 from edgevlm_export.sessions import run_each, worst_cosine
 from edgevlm_runtime.engines import Array
 
@@ -80,7 +80,9 @@ def quantize_static(
     `progress` is called after each calibration input.
     """
     layers = _name_layers(model)
-    with tempfile.TemporaryDirectory(prefix="edgevlm-") as folder, _quiet():
+    # The quantizer prints, and advises to prepare models as they have been.
+    silence = contextlib.redirect_stdout(io.StringIO())
+    with tempfile.TemporaryDirectory(prefix="edgevlm-") as folder, quiet(""), silence:
         bench = _Bench(Path(folder), layers, judged)
         ir.save(model, bench.original, external_data="original.data")
         bench.calibrate(calibration, progress)
@@ -218,16 +220,3 @@ class _Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
 
     def get_next(self) -> dict[str, Array] | None:
         return self._inputs.pop() if self._inputs else None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantizer prints, and warns that models should be prepared as they have been."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)

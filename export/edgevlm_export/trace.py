@@ -7,10 +7,7 @@ values, so that tracing needs no memory for them. Image models are small enough 
 from __future__ import annotations
 
 import inspect
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 import torch
@@ -19,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from edgevlm_export.families.family import GraphRequest
 from edgevlm_export.passes import name_axes, simplify, transpose_weights
+from edgevlm_export.quiet import quiet
 from edgevlm_export.weights import replace_parameters
 from edgevlm_runtime.errors import ExportError
 from edgevlm_runtime.manifest import TensorSpec
@@ -69,7 +67,7 @@ def trace_loaded(
 def _export(
     module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], sizes: Mapping[str, int]
 ) -> ir.Model:
-    with _quiet():
+    with quiet(*_NOISY):
         program = torch.onnx.export(
             module,
             tuple(_example(spec, sizes) for spec in inputs),
@@ -105,18 +103,3 @@ def _forget_values(model: ir.Model, parameters: set[str]) -> None:
     """Drop the parameters' fake values; real constants, such as rotary tables, stay."""
     for name in parameters & model.graph.initializers.keys():
         model.graph.initializers[name].const_value = None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torch's exporter reports missing torchvision and its own deprecations; none of it is the user's concern."""
-    levels = {name: logging.getLogger(name).level for name in _NOISY}
-    try:
-        for name in _NOISY:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from edgevlm_runtime.bundle import Bundle
 from edgevlm_runtime.engines import choice, installed_engines, open_engine
 from edgevlm_runtime.errors import EngineError, InvalidOption
 from edgevlm_runtime.graphs import Graphs
-from edgevlm_runtime.manifest import FileRecord, GraphSpec, Manifest, NpuSpec, Provenance
+from edgevlm_runtime.manifest import FileRecord, GraphSpec, Manifest, NpuSpec, Precision, Provenance
 from tests.runtime.fake_engine import FakeEngine, TinyDecoder
 
 
@@ -61,6 +62,25 @@ def test_all_engines_are_installed_here() -> None:
     ],
 )
 def test_auto(bundle: Manifest | None, engine: str) -> None:
+    assert open_engine("auto", 1, bundle).name == engine
+
+
+@pytest.mark.parametrize(
+    ("precision", "megabytes", "compiled", "engine"),
+    [
+        ("int8", 370, {"openvino": "decoder.xml"}, "openvino"),
+        ("int4", 700, {"openvino": "decoder.xml"}, "openvino"),
+        ("int8", 370, {}, "onnxruntime"),
+        ("int8", 6, {"openvino": "decoder.xml"}, "onnxruntime"),
+        ("fp32", 1400, {"openvino": "decoder.xml"}, "onnxruntime"),
+    ],
+)
+def test_auto_for_a_decoder(precision: Precision, megabytes: int, compiled: dict[str, str], engine: str) -> None:
+    """Only large ones in few bits gain by OpenVINO."""
+    bundle = manifest({"decoder": compiled, "vision": IR})
+    decoder = replace(bundle.graphs["decoder"], precision=precision)
+    weights = {"decoder.onnx.data": FileRecord(bytes=megabytes * 10**6, sha256="")}
+    bundle = replace(bundle, graphs={**bundle.graphs, "decoder": decoder}, files={**bundle.files, **weights})
     assert open_engine("auto", 1, bundle).name == engine
 
 

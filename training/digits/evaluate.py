@@ -1,7 +1,7 @@
 """`python -m training.digits.evaluate`: how many held-out digits the exported networks read right, float32 and int8.
 
 Both are whole exports, opened and run as users do; int8 is calibrated on scans of the training part. Writes
-benchmarks/results/digits.json.
+benchmarks/results/digits.json and the README's table.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.tables import save, table
+from benchmarks.tables import save, table, write_section
 from edgevlm.home import load
 from edgevlm_export.pipeline import export
 from edgevlm_export.request import ExportRequest
@@ -36,7 +36,9 @@ def main() -> None:
     rows = [
         [name, *(f"{100 * right[p] / len(scans.images):.1f}" for p in PRECISIONS)] for name, right in scores.items()
     ]
-    print(table(["digits, percent right", *PRECISIONS], rows))
+    text = table(["handwritten digits, percent right", "float32", "int8"], rows)
+    print(text)
+    write_section("digits", f"{text}\n\n{len(scans.images)} held-out scans; `python -m training.digits.evaluate`.")
 
 
 def score(network: Network, scans: Scans, folder: Path) -> dict[Precision, int]:

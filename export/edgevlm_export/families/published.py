@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from edgevlm_export.checkpoint import Checkpoint, LazyWeight
 from edgevlm_export.families.family import ImageGraph
-from edgevlm_export.optimum_trace import OptimumExporter, quiet, trace_optimum
+from edgevlm_export.optimum_trace import NOISY, OptimumExporter, trace_optimum
+from edgevlm_export.quiet import quiet
 from edgevlm_export.torchvision_operators import declare_missing_operators
 from edgevlm_export.weights import Weights, match_weights, module_shapes
 from edgevlm_runtime.engines import Array
@@ -53,7 +54,7 @@ def read_config(checkpoint: Checkpoint, model_type: str, make: Callable[[dict[st
     if data.get("model_type") != model_type:
         raise CheckpointError(f"{path}: model_type is {data.get('model_type')!r}, expected {model_type!r}")
     try:
-        with quiet():
+        with quiet(*NOISY):
             declare_missing_operators()
             return make(data)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -125,7 +126,7 @@ def _build(tower: Tower, checkpoint: Checkpoint, device: str) -> nn.Module:
     from transformers.modeling_utils import no_init_weights
 
     try:
-        with quiet(), no_init_weights(), torch.device(device):
+        with quiet(*NOISY), no_init_weights(), torch.device(device):
             return tower.build().eval()
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError) as error:
         path = checkpoint.folder / "config.json"

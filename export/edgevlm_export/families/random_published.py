@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgevlm_export.optimum_trace import quiet
+from edgevlm_export.optimum_trace import NOISY
+from edgevlm_export.quiet import quiet
 from edgevlm_export.torchvision_operators import declare_missing_operators
 
 
@@ -23,14 +24,14 @@ def write_random(
     from transformers.modeling_utils import no_init_weights
 
     model_class = getattr(transformers, class_name)
-    with quiet(), no_init_weights():
+    with quiet(*NOISY), no_init_weights():
         model = model_class(model_class.config_class(**config))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             value = torch.tensor(scalars[name]) if name in scalars else _random(name, parameter, model, generator)
             parameter.copy_(value)
-    with quiet():
+    with quiet(*NOISY):
         model.save_pretrained(out)
 
 

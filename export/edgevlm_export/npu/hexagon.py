@@ -5,10 +5,8 @@ Activations have 16 bits, weights 8: of convolutions with one scale for each out
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +19,7 @@ from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config,
 
 from edgevlm_export.emit import emit_graph
 from edgevlm_export.npu.compiled import CompiledGraph
+from edgevlm_export.quiet import quiet
 from edgevlm_runtime.engines import Array, qnn
 from edgevlm_runtime.engines.onnxruntime import FAILURES
 from edgevlm_runtime.engines.signature import one_line
@@ -48,7 +47,7 @@ def quantize(model: ir.Model, calibration: Sequence[Mapping[str, Array]]) -> ir.
 
     Each activation's range is the widest that it has on the calibration inputs.
     """
-    with TemporaryDirectory(prefix="edgevlm-") as scratch, _quiet():
+    with TemporaryDirectory(prefix="edgevlm-") as scratch, quiet(""):  # it advises to prepare graphs as they are
         given, fused, quantized = (Path(scratch) / f"{name}.onnx" for name in ("given", "fused", "quantized"))
         ir.save(model, given, external_data=f"{given.name}.data")
         if qnn_preprocess_model(given, fused, save_as_external_data=True):
@@ -136,15 +135,3 @@ def _check_arch(context: Path, htp_arch: int) -> None:
             f"{context.name}: onnxruntime-qnn {qnn.VERSION} does not know hexagon-v{htp_arch}; "
             "a newer one may: pip install --upgrade onnxruntime-qnn"
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """ONNX Runtime's quantizer recommends preparing graphs in ways that ours need not."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
