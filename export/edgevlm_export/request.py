@@ -19,7 +19,7 @@ class ExportRequest:
     `source` is a folder or file in the family's layout, or a repository of the hub; `revision` says which published
     one a folder holds, where known; `variant` which model of the family it is. `tokenizer` replaces the tokenizer.json
     of the source, `labels` the names of its classes (a line each).
-    Of image models, `calibration` is a folder of images to calibrate on; `openvino` writes OpenVINO IR as well; `npu`
+    `openvino` writes OpenVINO IR as well. Of image models, `calibration` is a folder of images to calibrate on; `npu`
     names the chip to compile for.
     """
 

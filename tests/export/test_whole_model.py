@@ -30,7 +30,7 @@ def model(tiny: Path, trace_once: Trace, tmp_path_factory: pytest.TempPathFactor
     request = pipeline.ExportRequest(name="tiny", family="moondream2", source=tiny, out=out, precision="fp32")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_pipeline, "trace", trace_once)
-        patch.setattr(pipeline, "verify_export", skip_verification)
+        patch.setattr(text_pipeline, "verify_export", skip_verification)
         return load(pipeline.export(request))
 
 

@@ -3,9 +3,9 @@
 What "auto" chooses for a bundle on a CPU that has OpenVINO, and IR for all its graphs:
 
 - models that read images only: OpenVINO.
-- models that generate text, in 8 or 4 bits, with a decoder of LARGE_BYTES or more: OpenVINO. With 2 threads of a CPU
-  with AVX-512 VNNI, 730 tokens read at once, then single ones behind them, it is faster than ONNX Runtime by
-MEASURED
+- models that generate text, in 8 or 4 bits, with a decoder of LARGE_BYTES or more: OpenVINO. Its speed over ONNX
+  Runtime's on 2 threads with AVX-512 VNNI, 730 tokens read at once, then a question of 16, then single ones:
+      2B int8 1.40, 0.9, 1.19; 2B int4 1.30, 1.0, 1.23; 0.5B int8 1.29, 0.7, 1.17; a crop of the 2B model 1.45.
 - those with a smaller one: ONNX Runtime. An operator costs OpenVINO more, whatever its size: single tokens of nano
   take it twice the time.
 - those in floating point: ONNX Runtime; OpenVINO has nothing to compress.

@@ -8,7 +8,7 @@ import torch
 from edgevlm.catalog import CatalogEntry, load_catalog
 from edgevlm_export.families.timm_backbone.library import default_config, import_timm
 
-ENTRIES = {name: entry for name, entry in load_catalog().items() if entry.family == "timm_backbone"}
+ENTRIES = {name: entry for name, entry in load_catalog().items() if entry.family == "timm_backbone" and entry.repo}
 # Parameters, and (channels, side) after each stage. The classes are those of the tag.
 SHAPES: dict[str, tuple[int, tuple[tuple[int, int], ...]]] = {
     "tiny-vit-5m-224": (5_392_764, ((64, 56), (128, 28), (160, 14), (320, 7))),
