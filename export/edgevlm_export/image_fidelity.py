@@ -35,7 +35,7 @@ from edgevlm_runtime.golden_images import GoldenImages, ImageLimits, image_check
 from edgevlm_runtime.manifest import FoldReport, GraphFidelity, ImageFidelityReport, NpuSpec, Precision, Role
 
 FOLDED_ERROR = 1e-4
-INT8_TARGET = 0.985  # the cosine to reach by keeping layers in float32, on images of calibration, which are harder
+INT8_TARGET = 0.992  # the cosine to reach by keeping layers in float32, on images of calibration
 HEXAGON_LIMITS = ImageLimits(graph_cosine=0.995, graph_relative_error=0.5, top1_agreement=1.0, tie_nats=0.1)
 LIMITS: Mapping[Precision, ImageLimits] = {
     "fp32": ImageLimits(graph_cosine=0.99999, graph_relative_error=1e-4, top1_agreement=1.0, tie_nats=1e-3),
