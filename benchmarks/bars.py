@@ -30,10 +30,10 @@ def draw_bars(path: Path, title: str, groups: Mapping[str, Mapping[str, float]],
 
 
 def _legend(series: Sequence[str]) -> list[str]:
-    step = (_WIDTH - _LABEL) / len(series)
+    step = (_WIDTH - _GAP) / len(series)
     lines = []
     for index, name in enumerate(series):
-        x = _LABEL + index * step
+        x = _GAP + index * step
         lines += [_bar(x, 32, _BAR, _COLORS[index % len(_COLORS)]), _text(x + _BAR + 4, 42, name, size=10)]
     return lines
 
