@@ -37,9 +37,16 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """Half the distance between the quartiles of the turns, over their median."""
-        lower, _, upper = statistics.quantiles(self.turns_ms, n=4)
-        return (upper - lower) / 2 / self.median_ms
+        """See `spread_of`, of the turns."""
+        return spread_of(self.turns_ms)
+
+
+def spread_of(values: Sequence[float]) -> float:
+    """The distance between the quartiles over the median, 0 for a single value."""
+    if len(values) < 2:
+        return 0.0
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return (upper - lower) / median if median else 0.0
 
 
 @dataclass(kw_only=True)

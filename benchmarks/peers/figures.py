@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.peers.workload import Run
+from benchmarks.race import spread_of
 
 MAX_SPREAD = 0.15
 # A peer's figures by the name of Run's field or property. Those of FIRM decide whether the machine was quiet enough.
@@ -46,11 +47,7 @@ class PeerFigures:
 
 def figure(values: Sequence[float]) -> Figure:
     """Median and spread of a few values; one alone has no spread."""
-    median = statistics.median(values)
-    if len(values) < 2 or median == 0:
-        return Figure(median=median, spread=0.0)
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Figure(median=median, spread=(high - low) / median)
+    return Figure(median=statistics.median(values), spread=spread_of(values))
 
 
 def peer_figures(runs: Sequence[Run]) -> PeerFigures:
