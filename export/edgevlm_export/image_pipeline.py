@@ -17,7 +17,7 @@ from edgevlm_export.image_fidelity import INT8_TARGET, Original, check_npu, comp
 from edgevlm_export.npu import NpuTarget, compile_graph, find_target
 from edgevlm_export.openvino_ir import emit_ir
 from edgevlm_export.passes import halve_weights
-from edgevlm_export.request import ExportRequest, Progress, provenance_of
+from edgevlm_export.request import ExportRequest, Progress, manifest_of
 from edgevlm_export.samples import Samples
 from edgevlm_export.staging import check_space
 from edgevlm_export.static_int8 import quantize_static
@@ -25,7 +25,7 @@ from edgevlm_export.text_int8 import quantize_text
 from edgevlm_runtime.bundle import write_manifest
 from edgevlm_runtime.errors import InvalidOption
 from edgevlm_runtime.golden import GOLDEN
-from edgevlm_runtime.manifest import SCHEMA_VERSION, FoldReport, GraphSpec, Manifest, Role, TensorSpec
+from edgevlm_runtime.manifest import FoldReport, GraphSpec, Manifest, Role, TensorSpec
 
 _JUDGED = 8  # so many of the calibration inputs decide which layers int8 hurts, since each attempt runs them all
 
@@ -163,23 +163,13 @@ def _first_axis(specs: tuple[TensorSpec, ...], *, fixed: bool) -> tuple[TensorSp
 
 
 def _manifest(recipe: ImageRecipe, exported: list[_Exported], job: _Job) -> Manifest:
-    parts, request = recipe.parts, job.request
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        name=request.name,
-        family=recipe.family,
-        description=request.description,
-        precision=request.precision,
-        tasks=parts.tasks,
-        graphs={each.graph.role: each.spec for each in exported},
-        files={},
-        provenance=provenance_of(request),
-        image=parts.image,
-        text=parts.text,
-        match=parts.match,
+    graphs: dict[str, GraphSpec] = {each.graph.role: each.spec for each in exported}
+    manifest = manifest_of(job.request, recipe.family, recipe.parts, graphs)
+    return replace(
+        manifest,
         tokenizer=emit.emit_tokenizer(recipe.tokenizer, job.folder),
         labels=emit.emit_labels(recipe.labels, job.folder),
-        notes={**parts.notes, **_kept_note(exported)},
+        notes={**manifest.notes, **_kept_note(exported)},
     )
 
 

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from edgevlm_export import emit
 from edgevlm_export.checkpoint import HubSource, download
-from edgevlm_export.families.family import ReadOptions
-from edgevlm_runtime.manifest import Precision, Provenance
+from edgevlm_export.families.family import ManifestParts, ReadOptions
+from edgevlm_runtime.manifest import SCHEMA_VERSION, GraphSpec, Manifest, Precision, Provenance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +90,30 @@ def revision_of(request: ExportRequest) -> str | None:
     return request.source.revision if isinstance(request.source, HubSource) else request.revision
 
 
-def provenance_of(request: ExportRequest) -> Provenance:
-    """Where the bundle of a request comes from."""
+def manifest_of(request: ExportRequest, family: str, parts: ManifestParts, graphs: dict[str, GraphSpec]) -> Manifest:
+    """The manifest of a request's bundle, still without its files and what lies in them."""
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=request.name,
+        family=family,
+        description=request.description,
+        precision=request.precision,
+        tasks=parts.tasks,
+        graphs=graphs,
+        files={},
+        provenance=_provenance(request),
+        image=parts.image,
+        cache=parts.cache,
+        prompt=parts.prompt,
+        region=parts.region,
+        sampling=parts.sampling,
+        text=parts.text,
+        match=parts.match,
+        notes=parts.notes,
+    )
+
+
+def _provenance(request: ExportRequest) -> Provenance:
     # Of a folder only its name: a bundle is shared, a path on someone's disk is not.
     source = request.source.repo if isinstance(request.source, HubSource) else request.source.resolve().name
     return emit.provenance(source=source, revision=revision_of(request) or "unknown", license=request.license)

@@ -13,14 +13,14 @@ from edgevlm_export.families.family import GraphRequest, Recipe
 from edgevlm_export.int4 import NO_MATRICES, Int4Matrices
 from edgevlm_export.passes import run_passes
 from edgevlm_export.quantize import NO_OUTLIERS, Outliers, graph_precision, policy_of
-from edgevlm_export.request import ExportRequest, Progress, provenance_of
+from edgevlm_export.request import ExportRequest, Progress, manifest_of
 from edgevlm_export.staging import check_space
 from edgevlm_export.trace import trace
 from edgevlm_export.verify import N_PARTS, verify_export
 from edgevlm_runtime.bundle import write_manifest
 from edgevlm_runtime.errors import InvalidOption
 from edgevlm_runtime.golden import GOLDEN
-from edgevlm_runtime.manifest import SCHEMA_VERSION, GraphSpec, Manifest
+from edgevlm_runtime.manifest import GraphSpec, Manifest
 
 
 def check_text_request(request: ExportRequest) -> None:
@@ -109,22 +109,8 @@ def _emit_all(
     if request.openvino:
         progress.start("write OpenVINO IR", len(specs))
         specs = {role: _with_ir(spec, folder, progress) for role, spec in specs.items()}
-    parts = recipe.parts
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        name=request.name,
-        family=recipe.family,
-        description=request.description,
-        precision=request.precision,
-        tasks=parts.tasks,
-        graphs=specs,
-        files={},
-        provenance=provenance_of(request),
-        image=parts.image,
-        cache=parts.cache,
-        prompt=parts.prompt,
-        region=parts.region,
-        sampling=parts.sampling,
+    return replace(
+        manifest_of(request, recipe.family, recipe.parts, specs),
         tokenizer=emit.emit_tokenizer(recipe.tokenizer, folder),
         embedding=emit.emit_embedding(recipe, folder, request.precision),
     )

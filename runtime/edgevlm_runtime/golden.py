@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import cast, get_args
+from typing import TypeVar, cast, get_args
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from edgevlm_runtime.fidelity import Limits
 from edgevlm_runtime.manifest import Role
 
 GOLDEN = "golden.npz"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +85,18 @@ def read_golden(path: Path) -> Golden:
     Raises:
         DamagedBundle: it is not of this form.
     """
+    return read_arrays(path, _read)
+
+
+def read_arrays(path: Path, read: Callable[[Mapping[str, Array]], T]) -> T:
+    """What `read` makes of the arrays of a golden.npz, by name.
+
+    Raises:
+        DamagedBundle: the file is no such archive, or `read` misses an array or finds one misshapen.
+    """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return _read(arrays)
+            return read(arrays)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DamagedBundle(f"{path}: not golden vectors ({error}); export or pull the model again") from error
 

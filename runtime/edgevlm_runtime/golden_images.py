@@ -5,8 +5,6 @@ Reads and writes the file, and runs a bundle on it. Arrays only: no pickles.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,7 +15,7 @@ from edgevlm_runtime.bundle import Bundle
 from edgevlm_runtime.engines import Array, Engine, FloatArray
 from edgevlm_runtime.errors import DamagedBundle
 from edgevlm_runtime.fidelity import Check, mean_cosine, relative_error, share_agreeing
-from edgevlm_runtime.golden import role_named
+from edgevlm_runtime.golden import read_arrays, role_named
 from edgevlm_runtime.graphs import Graphs
 from edgevlm_runtime.image import load_image
 from edgevlm_runtime.manifest import Role
@@ -65,11 +63,7 @@ def read_golden_images(path: Path) -> GoldenImages:
     Raises:
         DamagedBundle: it is not of this form.
     """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return _read(arrays)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DamagedBundle(f"{path}: not golden images ({error}); export or pull the model again") from error
+    return read_arrays(path, _read)
 
 
 def run_golden(bundle: Bundle, engine: Engine, golden: GoldenImages) -> dict[Role, dict[str, FloatArray]]:

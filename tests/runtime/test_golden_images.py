@@ -143,11 +143,11 @@ def test_golden_images_that_do_not_fit(tmp_path: Path) -> None:
 def test_damaged_files(tmp_path: Path, contents: bytes) -> None:
     path = tmp_path / "golden.npz"
     path.write_bytes(contents)
-    with pytest.raises(DamagedBundle, match="not golden images"):
+    with pytest.raises(DamagedBundle, match="not golden vectors"):
         read_golden_images(path)
     for arrays in ({"image.0": np.zeros(3, np.uint8)}, {"output.nothing.logits": np.zeros(3)}):
         np.savez(path, **arrays)
-        with pytest.raises(DamagedBundle, match="not golden images"):
+        with pytest.raises(DamagedBundle, match="not golden vectors"):
             read_golden_images(path)
 
 
