@@ -24,6 +24,7 @@ from edgevlm_runtime.engines.openvino import BEAM_IDX
 
 _MICROSOFT = "com.microsoft"
 _ZERO = 128  # what 8 bits without zero points are read around
+_SMALL = 4096  # elements of a constant that may be there more than once
 
 
 class Converter:
@@ -54,6 +55,7 @@ class Converter:
         model = reader.convert(reader.load(path))
         if self._sinks:
             self._add_state(model)
+        _share_constants(model)
         return model
 
     def _add_state(self, model: ov.Model) -> None:
@@ -159,6 +161,20 @@ class Converter:
         self._variables.append(variable)
         self._sinks.append(ov.op.assign(extended, variable))
         return extended
+
+
+def _share_constants(model: ov.Model) -> None:
+    """Keep one of small constants that are equal: what OpenVINO takes to open a model goes by its number of nodes."""
+    known: dict[tuple[str, str, bytes], ov.Output] = {}
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Constant" or node.data.size > _SMALL:
+            continue
+        output = node.output(0)
+        value = (str(output.get_element_type()), str(output.get_shape()), node.data.tobytes())
+        first = known.setdefault(value, output)
+        if first is not output:
+            for reader in output.get_target_inputs():
+                reader.replace_source_output(first)
 
 
 def _attend_fully(node: NodeContext) -> list[ov.Output]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import threading
 from pathlib import Path
 
@@ -98,6 +100,30 @@ def test_wrong_inputs(linear: Graph, inputs: dict[str, np.ndarray], words: str) 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_weights_are_not_in_memory_twice(engine: Engine, tmp_path: Path) -> None:
+    """The first run packs them; their pages of the file are let go of, and come back where they are read again."""
+    size = 2048
+    weight = np.random.default_rng(0).standard_normal((size, size), np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "weight"], ["y"])]
+    inputs, outputs = ([tensor(name, TensorProto.FLOAT, ["n", size])] for name in ("x", "y"))
+    file = save(tmp_path / "large.onnx", nodes, inputs, outputs, {"weight": weight})
+    openvino.save_model(openvino.Core().read_model(file), tmp_path / "large.xml", compress_to_fp16=False)
+    graph = engine.open(tmp_path / "large.xml")
+    x = np.ones((2, size), np.float32)
+    for _ in range(2):
+        np.testing.assert_allclose(graph.run({"x": x})["y"], x @ weight, atol=1e-2)
+        assert resident_bytes(tmp_path / "large.bin") < weight.nbytes / 8
+
+
+def resident_bytes(file: Path) -> int:
+    """How much of a mapped file is in this process's memory."""
+    blocks = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
+    sizes = [re.search(r"^Rss: +(\d+) kB$", block, re.MULTILINE) for block in blocks if str(file) in block]
+    assert sizes, "the file is mapped"
+    return sum(1024 * int(found[1]) for found in sizes if found)
+
+
 def test_shared_buffers_are_refused(linear: Graph) -> None:
     with pytest.raises(EngineError, match=r"in place \(x\).*--engine onnxruntime"):
         linear.run({}, (Shared(input="x", output="y", array=rows(0)),))
@@ -131,7 +157,8 @@ def test_files_that_are_not_graphs(engine: Engine, tmp_path: Path, capfd: pytest
     nodes = [helper.make_node("NoSuchOperator", ["x"], ["y"], domain="com.microsoft")]
     ports = [tensor("x", TensorProto.FLOAT, [1])], [tensor("y", TensorProto.FLOAT, [1])]
     save(tmp_path / "unknown.onnx", nodes, *ports)
-    for name in ("noise.onnx", "unknown.onnx", "missing.onnx", "missing.xml"):
+    (tmp_path / "weights.bin").write_bytes(b"0")
+    for name in ("noise.onnx", "unknown.onnx", "missing.onnx", "missing.xml", "weights.xml"):
         with pytest.raises(EngineError, match=name) as error:
             engine.open(tmp_path / name)
         assert "\n" not in str(error.value)

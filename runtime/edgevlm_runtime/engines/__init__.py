@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from edgevlm_runtime.engines.choice import ENGINES, INSTALL, choose, installed_engines
+from edgevlm_runtime.engines.choice import ENGINES, INSTALL, choose, installed_engines, lacks_ir
 from edgevlm_runtime.engines.threads import thread_count
 from edgevlm_runtime.errors import EngineError, InvalidOption
 from edgevlm_runtime.manifest import Manifest
@@ -103,7 +103,8 @@ def open_engine(name: str = "auto", threads: int | None = None, manifest: Manife
     `threads` is how many threads one graph may use: EDGEVLM_THREADS or the number of physical cores when None.
 
     Raises:
-        InvalidOption: an unknown name, a count that can not be used, or "qnn" for a bundle that is not compiled for it.
+        InvalidOption: an unknown name, a count that can not be used, "qnn" for a bundle that is not compiled for it,
+            or "openvino" for one that generates text and has no IR.
         EngineError: the engine is not installed, or "auto" for a bundle of an NPU that this machine does not have.
     """
     if name not in ENGINES:
@@ -113,6 +114,10 @@ def open_engine(name: str = "auto", threads: int | None = None, manifest: Manife
     npu = manifest is not None and manifest.npu is not None and manifest.npu.engine == name
     if name == "qnn" and manifest is not None and not npu:
         raise InvalidOption(f"{manifest.name} is not compiled for an NPU of engine qnn; export it with --npu")
+    if manifest is not None and lacks_ir(name, manifest):
+        raise InvalidOption(
+            f"{manifest.name} has no OpenVINO IR of its decoder; export it with --openvino, or use --engine onnxruntime"
+        )
     try:
         return _load(name, count, npu=npu)
     except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: a plugin that can not be registered

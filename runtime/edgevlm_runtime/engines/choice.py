@@ -3,15 +3,20 @@
 What "auto" chooses for a bundle on a CPU that has OpenVINO, and IR for all its graphs:
 
 - models that read images only: OpenVINO.
-- models that generate text, in 8 or 4 bits, with a decoder of LARGE_BYTES or more: OpenVINO. Its speed over ONNX
-  Runtime's on 2 threads with AVX-512 VNNI, 730 tokens read at once, then a question of 16, then single ones:
-      2B int8 1.40, 0.9, 1.19; 2B int4 1.30, 1.0, 1.23; 0.5B int8 1.29, 0.7, 1.17; a crop of the 2B model 1.45.
-- those with a smaller one: ONNX Runtime. An operator costs OpenVINO more, whatever its size: single tokens of nano
-  take it twice the time.
-- those in floating point: ONNX Runtime; OpenVINO has nothing to compress.
+- models that generate text, in 8 bits, with a decoder of LARGE_BYTES or more: OpenVINO.
+- others that generate text: ONNX Runtime.
 
-OpenVINO packs weights into memory of its own beside the file's pages, which the system may take back, but which count
-as the process's: a peak of 4.1 GB for the 2B model in int8, where ONNX Runtime takes 2.3.
+OpenVINO prepares whatever it opens, and packs the weights in the first run; both have to pay by the first image. It is
+slow at packing 4 bits, and opening 0.5B takes it as long as 2B. Seconds of CPU by parameters, ONNX Runtime's with a
+cache in float32 / OpenVINO's, on 2 threads with AVX-512 VNNI and without AMX; the peak, in GB, is the decoder's alone:
+
+              open         pack        a crop      730 tokens   16 more      a token      peak
+  2B int8     2.3 / 1.5    0.2 / 2.4   4.6 / 3.0   12.5 / 9.3   0.53 / 0.54  0.19 / 0.15  2.11 / 1.84
+  2B int4     1.6 / 1.8    0.1 / 7.2   4.7 / 3.0   12.9 / 8.9   0.48 / 0.49  0.16 / 0.11  1.53 / 1.26
+  0.5B int8   0.7 / 1.9    0.0 / 0.8   2.1 / 1.5    3.8 / 3.2   0.13 / 0.25  0.05 / 0.05  0.80 / 0.72
+
+So the first answer takes 2B in int8 0.83 of the time, and one about an image that is kept on disk 1.3 of it; 2B in int4
+1.1 and 5. Models in floating point gain nothing, small ones lose: a token of one of 6 MB takes OpenVINO twice the time.
 """
 
 from __future__ import annotations
@@ -31,7 +36,7 @@ INSTALL = {
     "qnn": 'pip install "edgevlm[npu]"',
 }
 ENGINES = ("auto", *PACKAGES)
-LARGE_BYTES = 100_000_000  # of a decoder's weights: between nano's 6 MB and the 0.5B model's 370
+LARGE_BYTES = 800_000_000  # of a decoder's weights: between the 0.5B model's 370 MB and the 2B model's 1370
 
 
 def installed_engines() -> tuple[str, ...]:
@@ -74,6 +79,12 @@ def choose(manifest: Manifest | None) -> str:
     return "openvino" if _gains_by_openvino(manifest) and "openvino" in installed_engines() else "onnxruntime"
 
 
+def lacks_ir(engine: str, manifest: Manifest) -> bool:
+    """Whether a bundle's decoder is none for that engine: OpenVINO's keep their cache, which ONNX files do not."""
+    decoder = manifest.graphs.get("decoder")
+    return engine == "openvino" and decoder is not None and "openvino" not in decoder.compiled
+
+
 def _gains_by_openvino(manifest: Manifest) -> bool:
     if not all("openvino" in graph.compiled for graph in manifest.graphs.values()):
         return False
@@ -81,7 +92,7 @@ def _gains_by_openvino(manifest: Manifest) -> bool:
     if decoder is None:
         return True
     weights = manifest.files.get(f"{decoder.file}.data")
-    return decoder.precision in ("int8", "int4") and weights is not None and weights.bytes >= LARGE_BYTES
+    return decoder.precision == "int8" and weights is not None and weights.bytes >= LARGE_BYTES
 
 
 def _no_npu(name: str, npu: NpuSpec) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ from edgevlm_runtime.errors import EngineError
 
 NPU = "NPU"
 BEAM_IDX = "beam_idx"  # the input by which a graph with state would reorder a batch
+_FORGET_EVERY_S = 0.02  # in which some 20 MB are packed
 FAILURES = (
     *(frontend.GeneralFailure, frontend.InitializationFailure, frontend.NotImplementedFailure),
     *(frontend.OpConversionFailure, frontend.OpValidationFailure),
@@ -49,27 +52,72 @@ class OpenVinoEngine:
             EngineError: not there, of another format, or with an operator that this OpenVINO does not have.
         """
         try:
-            model = read_model(self._core, path)
+            weights = _Weights(path)
+            model = read_model(self._core, path, weights)
             device = "CPU" if model.is_dynamic() else self.device
             options = self._latency | (self._cpu if device == "CPU" else {})
             # Before it is compiled, which adds the names of operators that it leaves out.
             inputs = [port for port in _ports(model.inputs) if port.name != BEAM_IDX]
             signature = Signature(path, inputs, _ports(model.outputs))
             compiled = self._core.compile_model(model, device, options)
-        except FAILURES as error:
+        except (*FAILURES, OSError) as error:
             raise EngineError(f"{path}: OpenVINO {_version()} can not open it: {one_line(error)}") from error
         graph = _StatefulGraph if model.get_variables() else _OpenVinoGraph
-        return graph(compiled, signature, path)
+        return graph(compiled, signature, path, weights)
 
 
-def read_model(core: ov.Core, path: Path) -> ov.Model:
-    """The model in an .xml or .onnx file.
+class _Weights:
+    """The weights beside an .xml file, mapped; nothing of other files, and where there are none.
+
+    The first run packs them into memory of its own. Their pages would stay, and count as the process's a second time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._pages: mmap.mmap | None = None
+        self._packed = False
+        bin_path = path.with_suffix(".bin")
+        if path.suffix == ".xml" and hasattr(mmap, "MADV_DONTNEED") and bin_path.is_file() and bin_path.stat().st_size:
+            with bin_path.open("rb") as file:
+                # Nobody writes to them, but OpenVINO takes no memory that is read-only.
+                self._pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def tensor(self) -> ov.Tensor | None:
+        """All of them, uint8 (bytes,), on the pages themselves: whoever uses it has to keep this object."""
+        return None if self._pages is None else ov.Tensor(np.frombuffer(self._pages, np.uint8), shared_memory=True)
+
+    @contextmanager
+    def packing(self) -> Iterator[None]:
+        """Let go of the pages while the first run reads them, and once it has."""
+        if self._packed or self._pages is None:
+            yield
+            return
+        self._packed = True
+        done = threading.Event()
+        forgetting = threading.Thread(target=self._forget_until, args=(done, self._pages), name="forget-weights")
+        forgetting.start()
+        try:
+            yield
+        finally:
+            done.set()
+            forgetting.join()
+
+    @staticmethod
+    def _forget_until(done: threading.Event, pages: mmap.mmap) -> None:
+        ended = False
+        while not ended:
+            ended = done.wait(_FORGET_EVERY_S)
+            pages.madvise(mmap.MADV_DONTNEED)  # what is read again comes back from the file
+
+
+def read_model(core: ov.Core, path: Path, weights: _Weights | None = None) -> ov.Model:
+    """The model in an .xml or .onnx file; that of an .xml file on `weights`, which have to live as long.
 
     Raises:
         Exception: any of `FAILURES`, as OpenVINO raises it.
     """
     if path.suffix != ".onnx":
-        return core.read_model(path)
+        mapped = None if weights is None else weights.tensor()
+        return core.read_model(path) if mapped is None else core.read_model(path.read_bytes(), mapped)
     # Core.read_model would try other formats as well, whose readers complain on stderr.
     reader = frontend.FrontEndManager().load_by_framework("onnx")
     return reader.convert(reader.load(path))
@@ -85,10 +133,11 @@ class _OpenVinoGraph:
 
     constants: ClassVar[Mapping[str, Array]] = {}  # inputs that are always the same
 
-    def __init__(self, compiled: ov.CompiledModel, signature: Signature, path: Path) -> None:
+    def __init__(self, compiled: ov.CompiledModel, signature: Signature, path: Path, weights: _Weights) -> None:
         self._compiled = compiled
         self._signature = signature
         self._path = path
+        self._weights = weights
         self._idle: deque[ov.InferRequest] = deque()
 
     def run(self, inputs: Mapping[str, Array], shared: tuple[Shared, ...] = ()) -> dict[str, Array]:
@@ -107,7 +156,7 @@ class _OpenVinoGraph:
         """Run one request; raises as `Graph.run`."""
         self._signature.check(inputs)
         contiguous = {name: np.asarray(array, order="C") for name, array in inputs.items()}
-        with self.failures():
+        with self.failures(), self._weights.packing():
             results = request.infer({**contiguous, **self.constants}, share_inputs=True)
             return {name: results[i] for i, name in enumerate(self._signature.outputs)}
 
