@@ -79,6 +79,7 @@ def load(
     *,
     engine: str = "auto",
     threads: int | None = None,
+    context: int | None = None,
     low_memory: bool = False,
     image_cache: bool = False,
 ) -> Model:

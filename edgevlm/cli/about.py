@@ -78,7 +78,7 @@ def _abilities(bundle: Bundle) -> list[tuple[str, str]]:
     manifest = bundle.manifest
     rows = []
     if manifest.cache is not None:
-        rows.append(("context", f"{manifest.cache.max_context} tokens"))
+        rows.append(("context", f"{manifest.cache.max_context} tokens, kept in {manifest.cache.dtype}"))
     if manifest.image is not None:
         rows.append(("image", _image(manifest.image)))
     if manifest.text is not None:

@@ -46,6 +46,7 @@ class _Wish:
     revision: str | None
     out: Path
     precision: Precision
+    kv_cache: CacheType | None
     openvino: bool
     npu: str | None
     force: bool
@@ -69,6 +70,10 @@ def export(
     fp16: Annotated[bool, typer.Option("--fp16", help="Weights in float16.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Weights in 8 bits: the default of the catalog.")] = False,
     int4: Annotated[bool, typer.Option("--int4", help="Weights that write text in 4 bits: smallest, fastest.")] = False,
+    kv_cache: Annotated[
+        CacheType | None,
+        typer.Option(help="What keys and values are kept as [float32 with --fp32, int8 with --int4, else float16]."),
+    ] = None,
     openvino: Annotated[bool, typer.Option("--openvino", help="Write OpenVINO IR as well, for Intel's CPUs.")] = False,
     npu: Annotated[
         str | None, typer.Option(metavar="TARGET", help="Compile for an NPU and check it: hexagon-v75, intel, ...")
@@ -92,6 +97,7 @@ def export(
         revision=revision,
         out=out or bundle_folder(entry.name, npu or precision),
         precision=precision,
+        kv_cache=kv_cache,
         openvino=openvino,
         npu=npu,
         force=force,
@@ -165,6 +171,7 @@ def _request(entry: CatalogEntry, wish: _Wish) -> ExportRequest:
         source=folder or _published(entry, wish.revision),
         out=wish.out,
         precision=wish.precision,
+        kv_cache=wish.kv_cache,
         revision=wish.revision or entry.revision,
         variant=entry.variant,
         tokenizer=wish.tokenizer or (None if folder else _published_tokenizer(entry)),

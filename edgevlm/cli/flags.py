@@ -45,6 +45,9 @@ class ModelFlags(OpenFlags):
     ] = None
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Encode the image anew and keep nothing of it on disk.")
+    context: Annotated[
+        int | None, typer.Option(help="Longest image, question and answer together, in tokens, to limit memory.")
+    ] = None
     ] = False
 
     def generate_options(self) -> GenerateOptions:

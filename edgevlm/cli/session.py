@@ -55,6 +55,7 @@ class Session:
             chosen or BUILT_IN,
             engine=flags.engine,
             threads=flags.threads,
+            context=flags.context,
             low_memory=not many_images,
             image_cache=not flags.no_cache,
         )

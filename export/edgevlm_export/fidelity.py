@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 from edgevlm_runtime.engines import Array
 from edgevlm_runtime.fidelity import Check, Limits, mean_cosine, relative_error
-from edgevlm_runtime.manifest import FidelityReport, GraphFidelity, Precision, Role
+from edgevlm_runtime.manifest import CacheType, FidelityReport, GraphFidelity, Precision, Role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +85,14 @@ BARS: Mapping[Precision, Bar] = {
         kl_divergence=0.05,
     ),
 }
+
+_CACHE_BARS: Mapping[CacheType, Precision] = {"float32": "fp32", "float16": "fp16", "int8": "int8"}
+
+
+def bar_of(precision: Precision, cache_type: CacheType) -> Bar:
+    """The bar of the weights, or of the cache where that rounds more."""
+    ranks = list(BARS)
+    return BARS[max(precision, _CACHE_BARS[cache_type], key=ranks.index)]
 
 
 def compare_outputs(role: Role, outputs: Sequence[tuple[Array, Array]]) -> GraphFidelity:

@@ -68,6 +68,8 @@ def check_image_request(request: ExportRequest) -> None:
     """
     if request.precision == "int4":
         raise InvalidOption(f"{request.name}: int4 is for models that generate text; choose --int8")
+    if request.kv_cache:
+        raise InvalidOption(f"{request.name}: --kv-cache is for models that generate text; leave it out")
     if request.npu and find_target(request.npu).engine == "qnn" and request.precision != "int8":
         raise InvalidOption(f"--npu {request.npu} computes in integers; leave out --{request.precision}")
 

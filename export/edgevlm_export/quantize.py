@@ -6,6 +6,7 @@ A matrix is worked on in slices of its rows, so that the memory needed is little
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -34,6 +35,23 @@ Policy: TypeAlias = Callable[[str], Precision]
 Outliers: TypeAlias = Mapping[str, tuple[int, ...]]
 """A matrix's name to the input channels that int8 and int4 can not hold beside the others, ascending."""
 NO_OUTLIERS: Outliers = MappingProxyType({})
+
+OutputPeaks: TypeAlias = Mapping[str, FloatArray]
+"""A matrix's name to the largest magnitude that each of its outputs has had, (out,)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What was seen of a model at work before anything is rounded.
+
+    `outliers` are of any matrix, `peaks` of those that make queries, keys and values.
+    """
+
+    outliers: Outliers = field(default_factory=dict)
+    peaks: OutputPeaks = field(default_factory=dict)
+
+
+NOT_CALIBRATED = Calibration()
 
 
 def graph_precision(request: GraphRequest, precision: Precision) -> Precision:

@@ -9,7 +9,7 @@ from typing import Protocol
 from edgevlm_export import emit
 from edgevlm_export.checkpoint import HubSource, download
 from edgevlm_export.families.family import ManifestParts, ReadOptions
-from edgevlm_runtime.manifest import SCHEMA_VERSION, GraphSpec, Manifest, Precision, Provenance
+from edgevlm_runtime.manifest import SCHEMA_VERSION, CacheType, GraphSpec, Manifest, Precision, Provenance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class ExportRequest:
     `source` is a folder or file in the family's layout, or a repository of the hub; `revision` says which published
     one a folder holds, where known; `variant` which model of the family it is. `tokenizer` replaces the tokenizer.json
     of the source, `labels` the names of its classes (a line each).
+    `kv_cache` is what keys and values are kept as by models that generate text; None is the default of the precision.
     `openvino` writes OpenVINO IR as well. Of image models, `calibration` is a folder of images to calibrate on; `npu`
     names the chip to compile for.
     """
@@ -28,6 +29,7 @@ class ExportRequest:
     source: Path | HubSource
     out: Path
     precision: Precision
+    kv_cache: CacheType | None = None
     revision: str | None = None
     variant: str | None = None
     tokenizer: Path | HubSource | None = None

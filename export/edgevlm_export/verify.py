@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from edgevlm_export.families.family import Recipe
-from edgevlm_export.fidelity import BARS, Bar, compare_outputs, report_checks
+from edgevlm_export.fidelity import Bar, bar_of, compare_outputs, report_checks
 from edgevlm_export.reference import Reference, ReferenceSteps, Sample
 from edgevlm_export.scene import draw_image, prompts, region_inputs
 from edgevlm_runtime.bundle import Bundle, open_bundle
@@ -73,11 +73,13 @@ def verify_export(root: Path, recipe: Recipe, part_done: Callable[[], None] = la
     `part_done` is called N_PARTS times on the way.
 
     Raises:
-        FidelityError: a figure misses the bar of the bundle's precision.
+        FidelityError: a figure misses the bar of the bundle's precision and cache.
         ExportError: the family lacks what verification needs.
     """
     bundle = open_bundle(root, check=False)
-    bar, spec = BARS[bundle.manifest.precision], needed(bundle.manifest.prompt, "prompt")
+    manifest = bundle.manifest
+    bar = bar_of(manifest.precision, needed(manifest.cache, "cache").dtype)
+    spec = needed(manifest.prompt, "prompt")
     reference, png = Reference(recipe), draw_image()
     pixels = load_image(png)
     image = observe_image(needed(bundle.manifest.image, "image"), reference.open, pixels, MAX_CROPS)

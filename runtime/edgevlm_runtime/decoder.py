@@ -7,7 +7,8 @@ knows of text, sampling or images.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,11 +32,13 @@ class Step:
 class Decoder:
     """The `decoder` graph and its embedding table, see `embedding`. Shared by threads."""
 
-    def __init__(self, graph: Graph, embedding: Array, spec: CacheSpec) -> None:
+    def __init__(self, graph: Graph, embedding: Array, spec: CacheSpec, context: int | None = None) -> None:
+        """`context` limits the positions of its caches; None is as many as the spec says."""
         self._graph = graph
         self._embedding = embedding
         self._spec = spec
         self._no_bias = np.zeros((1, 1, 1, spec.max_context), np.float32)
+        self._context = context
 
     def new_cache(self) -> KVCache:
         """An empty cache for this decoder."""

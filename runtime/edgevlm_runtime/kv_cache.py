@@ -13,7 +13,7 @@ from math import prod
 
 import numpy as np
 
-from edgevlm_runtime.engines import Array, FloatArray, Graph, Shared
+from edgevlm_runtime.engines import Array, Graph, Shared
 from edgevlm_runtime.errors import ContextOverflow
 from edgevlm_runtime.manifest import CacheSpec
 
@@ -24,16 +24,20 @@ _PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MA
 
 
 class KVCache(ABC):
-    """Float32 keys and values (1, kv_heads, max_context, head_dim) per layer, of which `length` positions are used."""
+    """Keys and values (1, kv_heads, positions, head_dim) per layer, of which `length` positions are used.
 
-    def __init__(self, spec: CacheSpec) -> None:
+    There are as many positions as `context` says, None for all that the model knows.
+    """
+
+    def __init__(self, spec: CacheSpec, context: int | None = None) -> None:
         self.spec = spec
+        self.context = spec.max_context if context is None else context
         self.length = 0
 
     @property
     def left(self) -> int:
         """Positions that are still free."""
-        return self.spec.max_context - self.length
+        return self.context - self.length
 
     @property
     @abstractmethod
@@ -71,9 +75,11 @@ class KVCache(ABC):
     def require(self, n_tokens: int) -> None:
         """Raise ContextOverflow where `n_tokens` more do not fit."""
         if n_tokens > self.left:
+            own = self.context == self.spec.max_context
+            whose = f"the model's {self.context} positions" if own else f"the {self.context} positions of `context`"
+            remedy = "shorten the prompt" if own else f"raise it, to {self.spec.max_context} at most"
             raise ContextOverflow(
-                f"the prompt takes {n_tokens} tokens, but only {self.left} of the model's {self.spec.max_context} "
-                "positions are left; shorten the prompt"
+                f"the prompt takes {n_tokens} tokens, but only {self.left} of {whose} are left; {remedy}"
             )
 
     def advance(self, n_tokens: int) -> None:
@@ -90,12 +96,12 @@ class KVCache(ABC):
 class BufferCache(KVCache):
     """A cache in buffers, which a graph shares.
 
-    They have their full size from the start: the system commits their pages when they are first written. What is
-    forgotten stays, unused, until it is overwritten.
+    They have the size that the graph wants from the start: the system commits their pages when they are first written,
+    so that `context` limits the memory. What is forgotten stays, unused, until it is overwritten.
     """
 
-    def __init__(self, spec: CacheSpec) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: CacheSpec, context: int | None = None) -> None:
+        super().__init__(spec, context)
         self.shared = tuple(
             Shared(input=f"past_key_values.{layer}.{part}", output=f"present.{layer}.{part}", array=_buffer(spec))
             for layer in range(spec.n_layers)
@@ -131,18 +137,18 @@ class BufferCache(KVCache):
     def fork(self, length: int) -> BufferCache:
         """See `KVCache.fork`."""
         assert 0 <= length <= self.length
-        other = BufferCache(self.spec)
+        other = BufferCache(self.spec, self.context)
         for mine, theirs in zip(self.shared, other.shared, strict=True):
             theirs.array[:, :, :length] = mine.array[:, :, :length]
         other.length = length
         return other
 
 
-def _buffer(spec: CacheSpec) -> FloatArray:
+def _buffer(spec: CacheSpec) -> Array:
     """Zeros (1, kv_heads, max_context, head_dim) without memory until they are written."""
-    shape = (1, spec.n_kv_heads, spec.max_context, spec.head_dim)
-    pages = mmap.mmap(-1, prod(shape) * np.dtype(np.float32).itemsize, **_PRIVATE)
+    shape, dtype = (1, spec.n_kv_heads, spec.max_context, spec.head_dim), np.dtype(spec.dtype)
+    pages = mmap.mmap(-1, prod(shape) * dtype.itemsize, **_PRIVATE)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         # NumPy's own buffers ask for pages of 2 MB, each of which would span, and commit, the unused part of a head.
         pages.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(pages, np.float32).reshape(shape)
+    return np.frombuffer(pages, dtype).reshape(shape)

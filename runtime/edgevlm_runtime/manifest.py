@@ -6,24 +6,14 @@ Nothing here names a model. A field that only one model would use belongs into i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal
+
+from edgevlm_runtime.kinds import CacheType as CacheType
+from edgevlm_runtime.kinds import Precision as Precision
+from edgevlm_runtime.kinds import Role as Role
+from edgevlm_runtime.kinds import Task as Task
 
 SCHEMA_VERSION = 1
-
-Task: TypeAlias = Literal["caption", "query", "detect", "point", "classify", "embed", "search"]
-Role: TypeAlias = Literal[
-    "vision",
-    "project",
-    "prefuse",
-    "decoder",
-    "region_coordinate_encoder",
-    "region_coordinate_decoder",
-    "region_size_encoder",
-    "region_size_decoder",
-    "classifier",
-    "text",
-]
-Precision: TypeAlias = Literal["fp32", "fp16", "int8", "int4"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,12 +127,16 @@ class NpuSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSpec:
-    """The decoder's KV cache: float32 keys and values (1, kv_heads, max_context, head_dim) per layer."""
+    """The decoder's KV cache: keys and values (1, kv_heads, max_context, head_dim) of `dtype` per layer.
+
+    The scales of int8 are the graph's. Engines that keep the cache themselves have a type of their own.
+    """
 
     n_layers: int
     n_kv_heads: int
     head_dim: int
     max_context: int
+    dtype: CacheType = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)

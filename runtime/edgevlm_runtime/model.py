@@ -72,7 +72,7 @@ class Model:
         images: ImageCache | None = None,
         start: float | None = None,
     ) -> None:
-        """`low_memory` as in LoadOptions; without `images` no encoded image is remembered.
+        """`low_memory` and `context` as in LoadOptions; without `images` no encoded image is remembered.
 
         `start` is the perf_counter value from which `load_ms` counts.
         """
@@ -88,6 +88,7 @@ class Model:
         self._low_memory = low_memory
         self.load_ms = 1e3 * (time.perf_counter() - start)
 
+        context: int | None = None,
     def __repr__(self) -> str:
         return f"Model({self.manifest.name!r}, {self.manifest.precision}: {', '.join(self.manifest.tasks)})"
 

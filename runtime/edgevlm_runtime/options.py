@@ -49,6 +49,7 @@ LOAD_RANGES: Mapping[str, Range] = {
     "threads": Range(low=1, high=1024, whole=True),
     "image_memory_mb": Range(low=0, whole=True),
 }
+    "context": Range(low=1, whole=True),
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,7 @@ class LoadOptions:
 def check_ranges(options: Any, ranges: Mapping[str, Range]) -> None:
     """Raise InvalidOption for the first field of `options` out of its range; None, where it is the default, is free."""
     for name, allowed in ranges.items():
+    context: int | None = None
         value = getattr(options, name)
         if value not in allowed and not (value is None and getattr(type(options), name) is None):
             raise InvalidOption(f"{name} is {value!r}, but must be {allowed}")

@@ -15,7 +15,7 @@ from edgevlm_runtime.errors import DamagedBundle
 from edgevlm_runtime.graphs import Graphs
 from edgevlm_runtime.image_encoder import ImageEncoder
 from edgevlm_runtime.kv_cache import KVCache
-from edgevlm_runtime.manifest import PromptSpec, Role
+from edgevlm_runtime.manifest import CacheSpec, PromptSpec, Role
 from edgevlm_runtime.prompts import Prompt, Prompts, control_ids
 from edgevlm_runtime.reasoning import Thoughts
 from edgevlm_runtime.regions import Regions
@@ -66,20 +66,23 @@ class TextParts:
         return needed(self.regions, "region")
 
 
-def open_text(bundle: Bundle, graphs: Graphs) -> TextParts:
+def open_text(bundle: Bundle, graphs: Graphs, context: int | None = None) -> TextParts:
     """Open the decoder and all that it needs; the region graphs are opened when they are used.
+
+    `context` as in LoadOptions.
 
     Raises:
         DamagedBundle: a part is missing from the manifest, or its file can not be read.
         EngineError: the engine can not open the decoder.
     """
     manifest = bundle.manifest
-    spec = needed(manifest.prompt, "prompt")
+    spec, cache = needed(manifest.prompt, "prompt"), needed(manifest.cache, "cache")
+    _check_context(context, cache, manifest.name)
     path = bundle.path(needed(manifest.tokenizer, "tokenizer"))
     tokenizer = TextTokenizer(path, control_ids(spec))
     embedding = open_embedding(bundle.path(needed(manifest.embedding, "embedding")))
     return TextParts(
-        decoder=Decoder(graphs.open("decoder"), embedding, needed(manifest.cache, "cache")),
+        decoder=Decoder(graphs.open("decoder"), embedding, cache, context),
         tokenizer=tokenizer,
         prompts=Prompts(spec, tokenizer),
         spec=spec,

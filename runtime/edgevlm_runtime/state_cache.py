@@ -22,8 +22,8 @@ MAX_HIDDEN = 256  # positions: a few answers' worth, fewer than an image takes
 class StateCache(KVCache):
     """A cache in the state of a graph, of which `run` takes no other than the one it was made for."""
 
-    def __init__(self, spec: CacheSpec, graph: StatefulGraph) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: CacheSpec, graph: StatefulGraph, context: int | None = None) -> None:
+        super().__init__(spec, context)
         self._graph = graph
         self._state = graph.new_state()
         self._places = np.arange(0)  # where each used position is in the state
@@ -86,7 +86,7 @@ class StateCache(KVCache):
 
     def fork(self, length: int) -> StateCache:
         """See `KVCache.fork`; waits while the graph runs on this one, which may go on afterwards."""
-        other = StateCache(self.spec, self._graph)
+        other = StateCache(self.spec, self._graph, self.context)
         if length > 0:
             with self._lock:
                 tensors = self._read(length)

@@ -182,6 +182,9 @@ def test_ctrl_c_ends_an_answer_with_130(start: Start, scene: Path, bundle: Path)
     process = start("run", *[scene] * 500, "describe", "-m", bundle, *ENDLESS)
     assert process.stdout is not None
     process.stdout.read(1)
+    finished = run("run", scene, "why?", "-m", bundle, "--context", "20")
+    assert (finished.code, finished.out) == (1, "")
+    assert "the 20 positions of `context`" in finished.error_line()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -23,7 +23,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_a_folder_becomes_a_bundle_that_answers_by_name(
     run: Run, checkpoint: Path, scene: Path, tmp_path: Path
 ) -> None:
-    finished = run("export", "Moondream2", "--from", checkpoint, "--fp32", "--verbose")
+    finished = run("export", "Moondream2", "--from", checkpoint, "--fp32", "--kv-cache", "float16", "--verbose")
     assert finished.code == 0, finished.err
     assert finished.err.startswith("edgevlm: open checkpoint\n")
     bundle = tmp_path / "home" / "models" / "moondream2-fp32"
@@ -31,6 +31,7 @@ def test_a_folder_becomes_a_bundle_that_answers_by_name(
     assert "relative error" in finished.err
     assert "Traceback" not in finished.err
     assert run("run", scene, "describe", "-m", "moondream2", "-n", "4").code == 0
+    assert "256 tokens, kept in float16" in run("show", "moondream2").out
     again = run("export", "moondream2", "--from", checkpoint, "--fp32")
     assert again.code == 1
     assert "--force" in again.error_line()

@@ -14,7 +14,7 @@ from edgevlm_export.checkpoint import open_checkpoint
 from edgevlm_export.families import FAMILIES
 from edgevlm_export.families.family import GraphRequest, ReadOptions, Recipe
 from edgevlm_export.families.moondream2 import Moondream2Family
-from edgevlm_export.quantize import NO_OUTLIERS
+from edgevlm_export.quantize import NOT_CALIBRATED
 from edgevlm_runtime.golden import GOLDEN
 
 Trace = Callable[[GraphRequest, nn.Module], ir.Model]
@@ -49,7 +49,7 @@ def trace_once() -> Trace:
 def quick(monkeypatch: pytest.MonkeyPatch, trace_once: Trace) -> None:
     """Exports of the shrunken checkpoint that do not trace again, calibrate or verify."""
     monkeypatch.setattr(text_pipeline, "trace", trace_once)
-    monkeypatch.setattr(calibrate, "find_outliers", lambda *_: NO_OUTLIERS)
+    monkeypatch.setattr(calibrate, "observe", lambda *_: NOT_CALIBRATED)
     monkeypatch.setattr(text_pipeline, "verify_export", skip_verification)
 
 

@@ -177,7 +177,9 @@ def test_inputs_that_are_not_finite_are_told(recipe: Recipe, tmp_path: Path) -> 
 @pytest.mark.usefixtures("quick")
 def test_a_bundle_has_4_bits_where_bytes_count(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    request = pipeline.ExportRequest(name="t", family="moondream2", source=tiny, out=out, precision="int4")
+    request = pipeline.ExportRequest(
+        name="t", family="moondream2", source=tiny, out=out, precision="int4", kv_cache="float32"
+    )
     manifest = pipeline.export(request).manifest
     assert list(tmp_path.iterdir()) == [out]
     assert {role: spec.precision for role, spec in manifest.graphs.items()} == {

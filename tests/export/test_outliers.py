@@ -27,6 +27,7 @@ from edgevlm_export.modules.moondream2 import (
     VisionConfig,
     prefix_mask,
 )
+from edgevlm_export.quantize import NOT_CALIBRATED
 from edgevlm_runtime.bundle import Bundle
 from edgevlm_runtime.engines import open_engine
 from edgevlm_runtime.errors import FidelityError
@@ -140,7 +141,7 @@ def test_the_text_model_survives_outliers(split: Bundle) -> None:
 
 
 def test_it_does_not_when_they_stay_in_int8(export_int8: Export, spiky: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "find_outliers", lambda *_: {})
+    monkeypatch.setattr(calibrate, "observe", lambda *_: NOT_CALIBRATED)
     with pytest.raises(FidelityError, match="of decoder"):
         export_int8(spiky)
 
@@ -165,9 +166,9 @@ def test_only_matrices_with_outliers_have_more_nodes(export_int8: Export, plain:
 
 def test_the_channels_that_stand_out_are_found(plain: Path, spiky: Path) -> None:
     parts: list[None] = []
-    assert calibrate.find_outliers(read_recipe(plain), lambda: parts.append(None)) == {}
+    assert calibrate.observe(read_recipe(plain), lambda: parts.append(None)).outliers == {}
     assert len(parts) == calibrate.N_PARTS
-    assert calibrate.find_outliers(read_recipe(spiky)) == {
+    assert calibrate.observe(read_recipe(spiky)).outliers == {
         f"text.blocks.{layer}.{matrix}.weight": (channel,)
         for layer, channel in CHANNELS.items()
         for matrix in ("attn.qkv", "mlp.fc1")
@@ -178,7 +179,7 @@ def test_every_matrix_is_seen(plain: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(calibrate, "FACTOR", 0.0)
     recipe = read_recipe(plain)
     matrices = {name for name in recipe.weights if name.endswith(".weight") and len(recipe.weights.shape(name)) == 2}
-    found = calibrate.find_outliers(recipe)
+    found = calibrate.observe(recipe).outliers
     assert found.keys() == matrices
     assert all(len(channels) == recipe.weights.shape(name)[1] // 32 for name, channels in found.items())
 
@@ -202,14 +203,14 @@ def test_which_channels_stand_out(peaks: dict[int, float], expected: tuple[int, 
     seen.watch(layer)
     layer(x)
     layer(torch.ones(1, 64))
-    assert seen.outliers() == ({"0.weight": expected} if expected else {})
+    assert seen.found().outliers == ({"0.weight": expected} if expected else {})
 
 
 def test_a_matrix_that_is_never_active_has_no_outliers() -> None:
     layer, seen = torch.nn.Sequential(Linear(64, 1)), calibrate.Peaks()
     seen.watch(layer)
     layer(torch.zeros(1, 64))
-    assert seen.outliers() == {}
+    assert seen.found().outliers == {}
 
 
 def test_floats_are_not_calibrated(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +221,7 @@ def test_floats_are_not_calibrated(plain: Path, tmp_path: Path, monkeypatch: pyt
         raise Stopped
 
     monkeypatch.setattr(text_pipeline, "trace", stop)
-    monkeypatch.setattr(calibrate, "find_outliers", lambda *_: pytest.fail("calibrated"))
+    monkeypatch.setattr(calibrate, "observe", lambda *_: pytest.fail("calibrated"))
     request = pipeline.ExportRequest(
         name="t", family="moondream2", source=plain, out=tmp_path / "out", precision="fp16"
     )

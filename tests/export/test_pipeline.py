@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from torch import Tensor
 from edgevlm_export import text_pipeline
 from edgevlm_export.pipeline import ExportRequest, export
 from edgevlm_runtime.bundle import open_bundle
-from edgevlm_runtime.errors import CheckpointError, ExportError, FidelityError
-from edgevlm_runtime.manifest import FidelityReport, Precision
+from edgevlm_runtime.errors import CheckpointError, EdgeVLMError, ExportError, FidelityError
+from edgevlm_runtime.manifest import CacheType, FidelityReport, Precision
 from tests.export.conftest import Trace
 from tests.export.specimens import write_layout, write_published
 
@@ -82,6 +83,29 @@ def test_the_embedding_table_is_the_checkpoints(
     table = np.load(out / "embedding.npy", mmap_mode="r")
     assert table.dtype == dtype
     np.testing.assert_array_equal(table, tensors["text.wte"].float().numpy().astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("family", "words"), [("timm_backbone", "--kv-cache is for models that generate text"), ("moondream2", "nowhere")]
+)
+def test_only_models_that_generate_text_have_a_cache(tmp_path: Path, out: Path, family: str, words: str) -> None:
+    request = replace(request_of(tmp_path / "nowhere", out), family=family, kv_cache="int8")
+    with pytest.raises(EdgeVLMError, match=words):
+        export(request)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("precision", "given", "kept"),
+    [("fp32", None, "float32"), ("fp16", None, "float16"), ("int8", "float32", "float32")],
+)
+def test_the_manifest_says_what_the_cache_is(
+    tiny: Path, out: Path, precision: Precision, given: CacheType | None, kept: str
+) -> None:
+    manifest = export(replace(request_of(tiny, out, precision), kv_cache=given)).manifest
+    assert manifest.cache is not None and manifest.cache.dtype == kept
+    given_types = {spec.dtype for spec in manifest.graphs["decoder"].inputs if spec.name.startswith("past_key_values.")}
+    assert given_types == {kept}
 
 
 @pytest.mark.usefixtures("quick")

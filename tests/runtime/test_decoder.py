@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from edgevlm_runtime.decoder import Decoder
 from edgevlm_runtime.errors import ContextOverflow, DamagedBundle, EngineError
 from edgevlm_runtime.kv_cache import BufferCache
+from edgevlm_runtime.manifest import CacheType
 from tests.runtime.fake_engine import CACHE, DIM, TinyDecoder
 
 VOCAB = 50
@@ -85,6 +88,33 @@ def test_a_fork_copies_only_what_is_asked_for() -> None:
     fork = cache.fork(8)
     assert fork.length == 8
     assert all(buffer.array[:, :, :8].all() and not buffer.array[:, :, 8:].any() for buffer in fork.shared)
+
+
+@pytest.mark.parametrize(("dtype", "n_bytes"), [("float32", 4), ("float16", 2), ("int8", 1)])
+def test_a_cache_is_as_small_as_its_type(dtype: CacheType, n_bytes: int) -> None:
+    cache = BufferCache(replace(CACHE, dtype=dtype))
+    assert cache.nbytes(10) == 10 * 2 * 2 * 8 * n_bytes
+    assert cache.layout != BufferCache(replace(CACHE, dtype="int8" if dtype != "int8" else "float16")).layout
+    for index, block in enumerate(cache.room(10)):
+        block[:] = np.arange(80).reshape(10, 8) % 100 + index
+    cache.fill(10)
+    fork = cache.fork(6)
+    assert fork.layout == cache.layout
+    for mine, theirs in zip(cache.blocks(6), fork.blocks(6), strict=True):
+        assert mine.dtype == np.dtype(dtype)
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_context_limits_positions_and_not_the_buffers() -> None:
+    graph = TinyDecoder(VOCAB)
+    decoder = Decoder(graph, graph.table, CACHE, 20)
+    cache = decoder.new_cache()
+    decoder.run(random_embeddings(18), cache)  # the graph checks the buffers' shape
+    for each in (cache, cache.fork(18)):
+        with pytest.raises(ContextOverflow, match="takes 3 tokens, but only 2 of the 20 positions of `context`"):
+            decoder.run(random_embeddings(3), each)
+        decoder.run(random_embeddings(2), each)
+        assert each.left == 0
 
 
 def test_overflow_is_refused_before_anything_runs() -> None:

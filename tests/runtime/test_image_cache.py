@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pytest
 
 from edgevlm_runtime.bundle import Bundle
-from edgevlm_runtime.errors import InvalidOption
+from edgevlm_runtime.errors import ContextOverflow, InvalidOption
 from edgevlm_runtime.image_cache import ImageCache, open_image_cache
 from edgevlm_runtime.image_file import StoredImage
 from edgevlm_runtime.image_store import ImageStore, default_store
@@ -165,6 +165,15 @@ def test_a_new_process_answers_the_same_without_encoding(bundle: Bundle, photo: 
     np.testing.assert_array_equal(answer.first_logits, expected.first_logits)
     assert later.model.detect(photo, "cup").objects == places
     assert "vision" not in later.ran
+
+
+def test_an_image_that_does_not_fit_a_context_stays_on_disk(bundle: Bundle, photo: Pixels, folder: Path) -> None:
+    assert Counted(bundle, folder=folder).encodes(photo)
+    images = ImageCache(bundle, "a", store=ImageStore(folder, 10**6))
+    model = Model(bundle, FakeEngine(TinyDecoder(320)), context=9, images=images)
+    with pytest.raises(ContextOverflow, match="takes 10 tokens, but only 9 of the 9 positions of `context`"):
+        model.encode(photo)
+    assert not Counted(bundle, folder=folder).encodes(photo)
 
 
 def test_an_image_is_saved_when_an_answer_is_complete(bundle: Bundle, photo: Pixels, folder: Path) -> None:

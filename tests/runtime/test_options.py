@@ -54,6 +54,8 @@ def test_messages_say_what_is_allowed() -> None:
         GenerateOptions(top_p=7)
     with pytest.raises(InvalidOption, match="threads is 0, but must be a whole number from 1 to 1024"):
         LoadOptions(threads=0)
+    with pytest.raises(InvalidOption, match="context is 0, but must be a whole number of at least 1"):
+        LoadOptions(context=0)
 
 
 def test_options_are_frozen_and_greedy_by_default() -> None:

@@ -1,6 +1,7 @@
 """Step 4: from traced graph to graph with weights, one pass a file, in this order.
 
 simplify: fold constants, one operator where torch wrote several. name_axes: free axes by the names of the request.
+scale_cache: what a cache in int8 is scaled by; `lower_cache` comes later, when a graph is on the disk.
 split_outliers: int8 and int4 Linears with outlier channels in two.
 lower_linear: each `edgevlm::Linear` in the precision that the policy gives its matrix. attach_weights: all other
 parameters.
@@ -12,9 +13,10 @@ import onnx_ir as ir
 
 from edgevlm_export.families.family import GraphRequest
 from edgevlm_export.int4 import NO_MATRICES, Int4Matrices
-from edgevlm_export.passes import attach_weights, lower_linear, name_axes, simplify, split_outliers
-from edgevlm_export.quantize import NO_OUTLIERS, Outliers, Policy
+from edgevlm_export.passes import attach_weights, lower_linear, name_axes, scale_cache, simplify, split_outliers
+from edgevlm_export.quantize import NOT_CALIBRATED, Calibration, Policy
 from edgevlm_export.weights import Weights
+from edgevlm_runtime.manifest import CacheType
 
 
 def run_passes(
@@ -22,12 +24,15 @@ def run_passes(
     request: GraphRequest,
     weights: Weights,
     policy: Policy,
-    outliers: Outliers = NO_OUTLIERS,
+    calibration: Calibration = NOT_CALIBRATED,
     matrices: Int4Matrices = NO_MATRICES,
+    cache_type: CacheType = "float32",
 ) -> ir.Model:
     """All passes; no tensor is read before the graph is written. `matrices` are those that the policy has in int4."""
     model = simplify.run(model)
     model = name_axes.run(model, request.inputs, request.outputs)
-    model = split_outliers.run(model, weights, policy, outliers)
+    if cache_type == "int8":
+        model = scale_cache.run(model, calibration.peaks)
+    model = split_outliers.run(model, weights, policy, calibration.outliers)
     model = lower_linear.run(model, weights, policy, matrices)
     return attach_weights.run(model, weights)
