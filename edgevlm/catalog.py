@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from edgevlm_runtime.errors import DamagedBundle, EdgeVLMError, ModelNotFound
-from edgevlm_runtime.manifest import Precision
+from edgevlm_runtime.kinds import Precision
 from edgevlm_runtime.records import read_record
 
 ROOT = Path(__file__).resolve().parent
@@ -66,7 +66,8 @@ def load_catalog() -> Mapping[str, CatalogEntry]:
     import yaml  # here, as most commands need no catalog and --help none of it
 
     path = _catalog_file()
-    entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML is built without the fast one in some places
+    entries = yaml.load(path.read_text(encoding="utf-8"), loader)
     try:
         return {
             canonical(name): read_record(CatalogEntry, {"name": canonical(name), **fields}, f"{path}: {name}")

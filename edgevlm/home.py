@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, get_args
 from edgevlm.catalog import TIMM, canonical, load_catalog, nearest
 from edgevlm_runtime.checksums import home as home
 from edgevlm_runtime.errors import BundleError, ModelNotFound
-from edgevlm_runtime.manifest import Precision, Task
+from edgevlm_runtime.home import home as home
+from edgevlm_runtime.kinds import Precision, Task
 
 if TYPE_CHECKING:
     from edgevlm_runtime.model import Model

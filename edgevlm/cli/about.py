@@ -27,6 +27,8 @@ def summary(bundle: Bundle) -> list[tuple[str, str]]:
     ]
     return [*rows, *_abilities(bundle), *manifest.notes.items()]
 
+    if tuned := find(bundle):
+        rows.append(("tuned", str(tuned)))
 
 def graphs(manifest: Manifest) -> list[tuple[str, ...]]:
     """The graphs and their files, those of single engines too; header first."""

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import edgevlm
-from edgevlm.cli import ask, cache, chat, classify, doctor, embed, export, models, regions, search
+from edgevlm.cli import ask, bench, cache, chat, classify, doctor, embed, export, models, regions, search
 from edgevlm.cli.flags import with_flags
 from edgevlm.cli.output import emit, emit_line, prepare_streams, report
 
@@ -31,6 +31,7 @@ app.command("show")(models.show)
 app.command("pull")(export.pull)
 app.command("rm")(models.remove)
 app.command("verify")(models.verify)
+app.command("bench")(bench.bench)
 app.command("export")(export.export)
 app.add_typer(cache.app, name="cache")
 app.command("doctor")(doctor.doctor)

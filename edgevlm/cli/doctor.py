@@ -114,12 +114,15 @@ def _models() -> Iterator[Check]:
 
 def _bundle(name: str, path: Path) -> Check:
     from edgevlm_runtime.bundle import open_bundle
+    from edgevlm_runtime.tuning import find
 
     try:
         bundle = open_bundle(path)
     except EdgeVLMError as error:
         return Check(name=f"model {name}", state="missing", detail=str(error))
-    return Check(name=f"model {name}", state="ok", detail=f"{bundle.manifest.precision}, {path}")
+    tuned = find(bundle)
+    detail = f"{bundle.manifest.precision}, {path}{f', tuned: {tuned}' if tuned else ''}"
+    return Check(name=f"model {name}", state="ok", detail=detail)
 
 
 def _cpu_flags() -> set[str]:

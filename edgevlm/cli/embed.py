@@ -14,7 +14,6 @@ from edgevlm.cli.flags import OpenFlags
 from edgevlm.cli.output import emit_json, emit_line, note
 from edgevlm.cli.progress import counting
 from edgevlm.cli.session import STDIN, check_images, check_words, open_image_model, read_image
-from edgevlm_runtime.checksums import write_atomically
 from edgevlm_runtime.errors import BadImage, EdgeVLMError, InvalidOption
 
 if TYPE_CHECKING:
@@ -105,6 +104,8 @@ def _check_out(out: Path, inputs: Sequence[str]) -> None:
 
 def _save(vectors: FloatArray, out: Path) -> None:
     import numpy as np
+
+    from edgevlm_runtime.checksums import write_atomically
 
     buffer = io.BytesIO()
     np.save(buffer, vectors)

@@ -18,7 +18,7 @@ from edgevlm.cli.output import emit_line, note, note_table
 from edgevlm.cli.progress import watch
 from edgevlm.home import bundle_folder
 from edgevlm_runtime.errors import ExportError, InvalidOption
-from edgevlm_runtime.manifest import Precision
+from edgevlm_runtime.kinds import CacheType, Precision
 
 if TYPE_CHECKING:
     from edgevlm_export.checkpoint import HubSource

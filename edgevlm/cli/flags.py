@@ -15,7 +15,9 @@ from edgevlm_runtime.options import GenerateOptions
 Verbose = Annotated[bool, typer.Option("--verbose", help="Timings after the answer, and tracebacks on errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
-Threads = Annotated[int | None, typer.Option("--threads", "-t", help="Threads [EDGEVLM_THREADS, else physical cores].")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", "-t", help="Threads [EDGEVLM_THREADS, else tuned, else physical cores].")
+]
 EngineName = Annotated[str, typer.Option("--engine", help="Inference engine: auto, onnxruntime, openvino or qnn.")]
 
 

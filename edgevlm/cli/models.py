@@ -16,7 +16,7 @@ from edgevlm.cli.flags import AsJson, EngineName, Threads, Verbose
 from edgevlm.cli.output import emit_json, emit_line, emit_table, note
 from edgevlm.home import BUILT_IN, BUILT_IN_PATH, installed, matches, models_folder, resolve
 from edgevlm_runtime.errors import BundleError, InvalidOption, ModelNotFound
-from edgevlm_runtime.manifest import Precision
+from edgevlm_runtime.kinds import Precision
 
 if TYPE_CHECKING:
     from edgevlm_runtime.fidelity import Check

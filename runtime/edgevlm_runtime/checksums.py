@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,9 +16,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from edgevlm_runtime.home import home
+
 _CHUNK_BYTES = 1 << 20
-# Smaller files are hashed on every load (32 MB take about 20 ms).
-_REMEMBERED_BYTES = 32 << 20
+# Smaller files are hashed on every load (8 MB take about 8 ms).
+_REMEMBERED_BYTES = 8 << 20
 # A file changed this recently may change again without a new timestamp, so it is not remembered (as git's index does).
 _SETTLED_NS = 2_000_000_000
 
@@ -100,14 +101,3 @@ class HashMemory:
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._path, json.dumps(self._known, indent=1))
-
-
-def home() -> Path:
-    """EDGEVLM_HOME, else `edgevlm` in the user's cache folder. It need not exist."""
-    if chosen := os.environ.get("EDGEVLM_HOME"):
-        return Path(os.path.expanduser(chosen))
-    if sys.platform == "darwin":
-        return Path(os.path.expanduser("~/Library/Caches/edgevlm"))
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")) / "edgevlm"
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "edgevlm"

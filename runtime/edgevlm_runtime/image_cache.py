@@ -46,6 +46,11 @@ class ImageCache:
         self._writer: threading.Thread | None = None
         self._starting = threading.Lock()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the next image is surely not known."""
+        return self._store is None and self._memory.is_empty
+
     def get(
         self, pixels: Pixels, grid: CropGrid, new_cache: Callable[[], KVCache], encode: Callable[[str], EncodedImage]
     ) -> EncodedImage:
@@ -97,8 +102,9 @@ class ImageCache:
 
         def room(stored: StoredImage) -> list[Array]:
             # Before memory is taken for what a damaged header says.
-            if stored.positions > cache.left or 4 * stored.tokens * stored.dim > stored.data_bytes:
+            if stored.positions > cache.spec.max_context or 4 * stored.tokens * stored.dim > stored.data_bytes:
                 raise ValueError("its header's sizes do not fit")
+            cache.require(stored.positions)
             tokens.append(np.empty((stored.tokens, stored.dim), np.float32))
             return [*tokens, *cache.room(stored.positions)]
 
@@ -147,6 +153,10 @@ class _Memory:
         self._limit_bytes = limit_bytes
         self._images: OrderedDict[str, EncodedImage] = OrderedDict()
         self._lock = threading.Lock()
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._images
 
     def get(self, key: str) -> EncodedImage | None:
         with self._lock:

@@ -10,12 +10,12 @@ import os
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import IO, TypeAlias
+from typing import IO, TYPE_CHECKING, TypeAlias
 
-import numpy as np
-
-from edgevlm_runtime.engines import Array
 from edgevlm_runtime.records import read_record, write_record
+
+if TYPE_CHECKING:  # `cache ls` needs no NumPy
+    from edgevlm_runtime.engines import Array
 
 FORMAT = 1
 MAX_HEADER_BYTES = 4096
@@ -41,7 +41,7 @@ class StoredImage:
     data_bytes: int
 
 
-Room: TypeAlias = Callable[[StoredImage], Sequence[Array]]
+Room: TypeAlias = "Callable[[StoredImage], Sequence[Array]]"
 """Gives the arrays that an entry's blocks are read into; raises ValueError where they would not fit."""
 
 
@@ -106,4 +106,4 @@ def _read_fully(file: IO[bytes], view: memoryview) -> None:
 def _as_bytes(block: Array) -> memoryview:
     """The bytes of a contiguous array, without a copy."""
     assert block.flags.c_contiguous
-    return block.reshape(-1).view(np.uint8).data
+    return block.reshape(-1).view("u1").data

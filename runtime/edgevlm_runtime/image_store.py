@@ -16,11 +16,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edgevlm_runtime.checksums import home, replacing
-from edgevlm_runtime.engines import Array
+from edgevlm_runtime.checksums import replacing
 from edgevlm_runtime.errors import DamagedBundle, InvalidOption
+from edgevlm_runtime.home import home
 from edgevlm_runtime.image_file import MAX_HEADER_BYTES, Room, StoredImage, read_header, read_image, write_image
+
+if TYPE_CHECKING:
+    from edgevlm_runtime.engines import Array
 
 DEFAULT_GB = 2.0
 

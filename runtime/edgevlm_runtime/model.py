@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
@@ -36,6 +35,7 @@ from edgevlm_runtime.streams import AnswerStream, Checkpoint, iterate, run_to_en
 from edgevlm_runtime.vision import VisionTower
 
 AnyImage: TypeAlias = ImageSource | EncodedImage
+from edgevlm_runtime.tuning import tuned_options
 GREEDY = GenerateOptions()
 VISION_ROLES: tuple[Role, ...] = ("vision", "project")
 
@@ -79,9 +79,16 @@ class Model:
         start = time.perf_counter() if start is None else start
         self._bundle = bundle
         self._graphs = Graphs(bundle, engine)
-        writes = "decoder" in bundle.manifest.graphs
-        self._parts: TextParts | None = open_text(bundle, self._graphs) if writes else None
-        self._images: ImageTasks | None = None if writes else ImageTasks(bundle, self._graphs)
+        self._parts: TextParts | None = None
+        self._images: ImageTasks | None = None
+        try:
+            if "decoder" in bundle.manifest.graphs:
+                self._parts = open_text(bundle, self._graphs, context)
+            else:
+                self._images = ImageTasks(bundle, self._graphs)
+        except BaseException:
+            self._graphs.close()  # what is still being opened in the background
+            raise
         self._tower: VisionTower | None = None
         self._encoded = images or ImageCache(bundle, engine.name)
         self._opening = threading.Lock()
@@ -156,6 +163,8 @@ class Model:
         prompt = self._need("caption").prompts.caption(length)
         return AnswerStream(partial(self._write, image, prompt, options))
 
+        if self._tower is None and self._encoded.is_empty:
+            self._graphs.prefetch(*VISION_ROLES)  # while the image is decoded
     def query(
         self,
         image: AnyImage | None,
@@ -316,10 +325,14 @@ class Model:
         if self._images is not None:
             raise self._can_not("write text")
         if self._parts is None:
+        import asyncio
+
             raise EngineError(f"{self.manifest.name} was closed; load it again")
         return self._parts
 
     def _vision(self) -> VisionTower:
+        import asyncio
+
         with self._opening:
             if self._tower is None:
                 spec = needed(self.manifest.image, "image")
@@ -329,8 +342,7 @@ class Model:
     def _release_vision(self) -> None:
         with self._opening:
             self._tower = None
-            for role in VISION_ROLES:
-                self._graphs.release(role)
+            self._graphs.release(VISION_ROLES)
 
     def _locator(self, parts: TextParts, options: GenerateOptions) -> Locator:
         regions = parts.need_regions()
@@ -348,6 +360,7 @@ class Model:
     ) -> Generator[str, None, Answer]:
         """Encode, read the prompt and answer it, as an AnswerStream asks for it."""
         parts = self._open_parts()
+                self._graphs.prefetch(*VISION_ROLES)
         writer = Writer(spec=parts.spec, tokenizer=parts.tokenizer, load_ms=self.load_ms)
         embeddings = parts.embed(prompt)
         with self._session(image, options.max_crops, checkpoint) as session:

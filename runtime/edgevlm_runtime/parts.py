@@ -80,6 +80,7 @@ def open_text(bundle: Bundle, graphs: Graphs, context: int | None = None) -> Tex
     _check_context(context, cache, manifest.name)
     path = bundle.path(needed(manifest.tokenizer, "tokenizer"))
     tokenizer = TextTokenizer(path, control_ids(spec))
+    graphs.prefetch("decoder")  # while the tokenizer is read
     embedding = open_embedding(bundle.path(needed(manifest.embedding, "embedding")))
     return TextParts(
         decoder=Decoder(graphs.open("decoder"), embedding, cache, context),

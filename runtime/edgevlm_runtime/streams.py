@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from functools import partial
@@ -80,6 +79,8 @@ def _checkpoint(closing: threading.Event, index: int, n_crops: int) -> None:
 
 async def iterate(stream: AnswerStream) -> AsyncGenerator[str, None]:
     """The stream's pieces, made by worker threads; closing this, or cancelling its task, closes the stream."""
+    import asyncio  # not at the top: it takes 20 ms, which commands would wait for
+
     try:
         while (piece := await asyncio.to_thread(next, stream, None)) is not None:
             yield piece
@@ -90,6 +91,8 @@ async def iterate(stream: AnswerStream) -> AsyncGenerator[str, None]:
 
 async def run_to_end(stream: AnswerStream) -> Answer:
     """The whole answer, made by a worker thread; cancelling the task closes the stream."""
+    import asyncio
+
     try:
         return await asyncio.to_thread(stream.finish)
     finally:

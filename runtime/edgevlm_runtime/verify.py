@@ -20,6 +20,7 @@ from edgevlm_runtime.manifest import GraphSpec, Role
 from edgevlm_runtime.options import LoadOptions
 from edgevlm_runtime.parts import TextParts, needed, open_text
 from edgevlm_runtime.probe import ObservedImage, follow, observe_image, suppress
+from edgevlm_runtime.tuning import tuned_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +40,9 @@ def verify_bundle(source: Path | Bundle, options: LoadOptions | None = None) -> 
         FidelityError: a figure misses its limit on this machine.
         EngineError: the engine is not installed, or failed.
     """
-    options = options or LoadOptions()
     bundle = source if isinstance(source, Bundle) else open_bundle(source, check=False)
     bundle.check_hashes()
+    options = tuned_options(options or LoadOptions(), bundle)
     path = bundle.path(needed(bundle.manifest.golden, "golden"))
     engine = open_engine(options.engine, options.threads, bundle.manifest)
     if "decoder" in bundle.manifest.graphs:

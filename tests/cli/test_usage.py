@@ -11,6 +11,7 @@ from tests.cli.conftest import Run
 
 COMMANDS = [
     "run",
+HEAVY = {"numpy", "PIL", "tokenizers", "onnxruntime", "openvino", "torch", "rich", "asyncio"}
     "caption",
     "query",
     "detect",
@@ -26,6 +27,7 @@ COMMANDS = [
     "verify",
     "export",
     "cache",
+    "bench",
     "doctor",
 ]
 

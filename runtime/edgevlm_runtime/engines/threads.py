@@ -10,7 +10,7 @@ from pathlib import Path
 from edgevlm_runtime.errors import InvalidOption
 
 _MAX_THREADS = 1024
-_VARIABLE = "EDGEVLM_THREADS"
+VARIABLE = "EDGEVLM_THREADS"
 
 
 def thread_count(threads: int | None) -> int:
@@ -21,10 +21,10 @@ def thread_count(threads: int | None) -> int:
     """
     if threads is not None:
         return _checked(threads, "threads")
-    text = os.environ.get(_VARIABLE, "").strip()
+    text = os.environ.get(VARIABLE, "").strip()
     if not text:
         return physical_cores()
-    return _checked(int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else text, _VARIABLE)
+    return _checked(int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else text, VARIABLE)
 
 
 def physical_cores() -> int:
