@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from edgevlm.catalog import TIMM, canonical, load_catalog, nearest
-from edgevlm_runtime.checksums import home as home
 from edgevlm_runtime.errors import BundleError, ModelNotFound
 from edgevlm_runtime.home import home as home
 from edgevlm_runtime.kinds import Precision, Task
@@ -83,25 +82,39 @@ def load(
     context: int | None = None,
     low_memory: bool = False,
     image_cache: bool = False,
+    draft: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Open a model for asking.
 
     Args:
         model: a bundle's path, a name under EDGEVLM_HOME, or `nano`, which is built in.
         engine: `auto`, or an engine's name.
-        threads: how many threads the engine uses; all physical cores by default.
+        threads: how many threads the engine uses; what `edgevlm bench --tune` found by default, else all physical
+            cores.
+        context: how many tokens an image, a question and its answer may take together, to limit memory; all that the
+            model knows by default.
         low_memory: close the image encoder after each image, for one image at a time on a small machine.
         image_cache: keep encoded images under EDGEVLM_HOME, of EDGEVLM_CACHE_GB at most (2 by default), so that the
             same image needs no encoding after a restart. The last ones are kept in memory in any case.
+        draft: a smaller model with the same tokenizer, by path or name, which guesses tokens; the answer stays the same
+            and may take fewer steps of the large one.
 
     Raises:
         ModelNotFound, DamagedBundle: there is no such bundle, or a file of it is missing or altered.
         EngineError: the engine is not installed or can not read a graph.
+        InvalidOption: a value is out of its range.
     """
     from edgevlm_runtime.model import load as load_bundle
     from edgevlm_runtime.options import LoadOptions
 
-    options = LoadOptions(engine=engine, threads=threads, low_memory=low_memory, image_cache=image_cache)
+    options = LoadOptions(
+        engine=engine,
+        threads=threads,
+        context=context,
+        low_memory=low_memory,
+        image_cache=image_cache,
+        draft=None if draft is None else resolve(draft),
+    )
     return load_bundle(resolve(model), options)
 
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 def summary(bundle: Bundle) -> list[tuple[str, str]]:
     """What the model is, what it does with images and texts, and where it comes from: names and values."""
+    from edgevlm_runtime.tuning import find
+
     manifest = bundle.manifest
     source = manifest.provenance
     rows = [
@@ -25,10 +27,10 @@ def summary(bundle: Bundle) -> list[tuple[str, str]]:
         ("license", source.license),
         ("exported", f"{source.date} with {', '.join(f'{tool} {version}' for tool, version in source.tools.items())}"),
     ]
-    return [*rows, *_abilities(bundle), *manifest.notes.items()]
-
     if tuned := find(bundle):
         rows.append(("tuned", str(tuned)))
+    return [*rows, *_abilities(bundle), *manifest.notes.items()]
+
 
 def graphs(manifest: Manifest) -> list[tuple[str, ...]]:
     """The graphs and their files, those of single engines too; header first."""

@@ -45,11 +45,11 @@ class ModelFlags(OpenFlags):
     max_crops: Annotated[
         int | None, typer.Option(help="Cut a large image into at most so many crops: fewer is faster, more sees more.")
     ] = None
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Encode the image anew and keep nothing of it on disk.")
     context: Annotated[
         int | None, typer.Option(help="Longest image, question and answer together, in tokens, to limit memory.")
     ] = None
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Encode the image anew and keep nothing of it on disk.")
     ] = False
 
     def generate_options(self) -> GenerateOptions:
@@ -87,6 +87,19 @@ class TextFlags(ModelFlags):
         bool, typer.Option("--reasoning", help="Let the model think first, where it can; thoughts go to stderr.")
     ] = False
 
+    lookup: Annotated[
+        int,
+        typer.Option(
+            help="Guess up to so many tokens at once from what was said before; answers stay the same. Greedy only."
+        ),
+    ] = GenerateOptions.lookup
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="A smaller model with the same tokenizer that guesses; answers stay the same."
+        ),
+    ] = None
+
     def generate_options(self) -> GenerateOptions:
         """What the runtime is asked for.
 
@@ -104,6 +117,7 @@ class TextFlags(ModelFlags):
             stop=tuple(self.stop or ()),
             max_crops=self.max_crops,
             reasoning=self.reasoning,
+            lookup=self.lookup,
         )
 
 

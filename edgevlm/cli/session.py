@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgevlm.cli.flags import ModelFlags, OpenFlags
+from edgevlm.cli.flags import ModelFlags, OpenFlags, TextFlags
 from edgevlm.cli.output import emit, emit_json, emit_line, note, note_log
 from edgevlm.home import BUILT_IN, load, that_can
 from edgevlm_runtime.errors import InvalidOption
@@ -58,6 +58,7 @@ class Session:
             context=flags.context,
             low_memory=not many_images,
             image_cache=not flags.no_cache,
+            draft=flags.draft if isinstance(flags, TextFlags) else None,
         )
         self._introduced = bool(chosen)
 
@@ -106,6 +107,8 @@ class Session:
                 f"prompt {timings.prefill_ms:.0f} ms ({usage.prompt_tokens} tokens), answer {timings.decode_ms:.0f} ms "
                 f"({usage.completion_tokens} tokens, {timings.tokens_per_second:.1f} tokens/s)"
             )
+            if usage.guessed_tokens > 0:
+                note(f"guessed {usage.guessed_tokens} tokens, {usage.accepted_tokens} of them right")
 
     def _print_pieces(self, stream: AnswerStream) -> Answer:
         """Print the pieces as they come, and the end of the line even when the answer is cut short."""
@@ -133,6 +136,7 @@ def open_image_model(flags: OpenFlags, task: Task) -> Model:
     chosen = _chosen(flags)
     if chosen is None:
         raise InvalidOption(f"the built-in {BUILT_IN} can not {task}; {_way_to(task)}")
+    note_log(wanted=flags.verbose)
     return load(chosen, engine=flags.engine, threads=flags.threads)
 
 

@@ -13,11 +13,17 @@ FinishReason: TypeAlias = Literal["stop", "length", "stop_string"]
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Tokens of the text prompt, of what was generated (with reasoning; steps of regions), and of the image."""
+    """Tokens of the text prompt, of what was generated (with reasoning; steps of regions), and of the image.
+
+    `guessed_tokens` were read ahead of the model's choice, see `GenerateOptions.lookup`; `accepted_tokens` of them
+    were right.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     image_tokens: int
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +31,7 @@ class Timings:
     """Wall times of the model's parts, without a caller's own time between the pieces of a stream.
 
     `load_ms` is spent once per model; `image_ms` is 0 for an image that was already encoded; `tokens_per_second`
-    counts single steps of the decoder, 0 where there were none.
+    counts those that the decoder read one by one or that were guessed right, 0 where there were none.
     """
 
     load_ms: float
@@ -112,6 +118,8 @@ def usage_of(session: Session, completion_tokens: int) -> Usage:
         prompt_tokens=session.prompt_tokens,
         completion_tokens=completion_tokens,
         image_tokens=session.image_tokens,
+        guessed_tokens=session.n_guessed,
+        accepted_tokens=session.n_accepted,
     )
 
 

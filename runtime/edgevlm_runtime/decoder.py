@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgevlm_runtime.embedding import read_rows
+from edgevlm_runtime.encoded import EncodedImage
 from edgevlm_runtime.engines import Array, FloatArray, Graph, StatefulGraph
 from edgevlm_runtime.errors import DamagedBundle, EngineError
 from edgevlm_runtime.kv_cache import MASKED, BufferCache, KVCache
@@ -37,14 +38,23 @@ class Decoder:
         self._graph = graph
         self._embedding = embedding
         self._spec = spec
-        self._no_bias = np.zeros((1, 1, 1, spec.max_context), np.float32)
         self._context = context
+        self._no_bias = np.zeros((1, 1, 1, spec.max_context), np.float32)
 
     def new_cache(self) -> KVCache:
         """An empty cache for this decoder."""
         if isinstance(self._graph, StatefulGraph):
-            return StateCache(self._spec, self._graph)
-        return BufferCache(self._spec)
+            return StateCache(self._spec, self._graph, self._context)
+        return BufferCache(self._spec, self._context)
+
+    @property
+    def forgets_exactly(self) -> bool:
+        """Whether a rollback of its caches leaves no trace: what an engine hides in its state still moves roundings."""
+        return not isinstance(self._graph, StatefulGraph)
+
+    def knows(self, token: int) -> bool:
+        """Whether a token id has an embedding."""
+        return 0 <= token < len(self._embedding)
 
     def embed(self, token_ids: Sequence[int]) -> FloatArray:
         """Token ids to float32 embeddings (tokens, dim).
@@ -52,10 +62,10 @@ class Decoder:
         Raises:
             DamagedBundle: an id has no row in the table, so the tokenizer is not this model's.
         """
-        n_rows = len(self._embedding)
-        if stray := [token for token in token_ids if not 0 <= token < n_rows]:
+        if stray := [token for token in token_ids if not self.knows(token)]:
             raise DamagedBundle(
-                f"token id {stray[0]} is not in the embedding table of {n_rows} rows; export the model again"
+                f"token id {stray[0]} is not in the embedding table of {len(self._embedding)} rows; "
+                "export the model again"
             )
         return read_rows(self._embedding, token_ids)
 
@@ -68,6 +78,16 @@ class Decoder:
             ContextOverflow: the cache has too few positions left; nothing was run.
             EngineError: the graph failed, or gave values that are not finite.
         """
+        return self._run(embeddings, cache, (len(embeddings) - 1,), bidirectional=bidirectional)[0]
+
+    def run_each(self, embeddings: FloatArray, cache: KVCache) -> list[Step]:
+        """`run`, and give the step after each of the tokens. Several at once round otherwise than one by one."""
+        return self._run(embeddings, cache, range(len(embeddings)), bidirectional=False)
+
+    def _run(
+        self, embeddings: FloatArray, cache: KVCache, positions: Sequence[int], *, bidirectional: bool
+    ) -> list[Step]:
+        """The steps after the tokens at some positions of `embeddings`."""
         n_tokens = len(embeddings)
         cache.require(n_tokens)
         total = cache.length + n_tokens
@@ -76,13 +96,14 @@ class Decoder:
             "attention_bias": self._bias(cache.length, n_tokens, bidirectional),
             "seqlens_k": np.array([total - 1], np.int32),
             "total_sequence_length": np.array(total, np.int32),
-            "logit_positions": np.array([n_tokens - 1], np.int64),
+            "logit_positions": np.array(positions, np.int64),
         }
         outputs = cache.run(self._graph, inputs)
         cache.advance(n_tokens)
-        if not np.isfinite(outputs["hidden"]).all():
+        logits, hidden = outputs["logits"], outputs["hidden"]
+        if not np.isfinite(hidden).all():
             raise EngineError(f"decoder: hidden state at position {total - 1} is not finite; verify the bundle")
-        return Step(logits=outputs["logits"][0], hidden=outputs["hidden"])
+        return [Step(logits=logits[row], hidden=hidden[row : row + 1]) for row in range(len(positions))]
 
     def _bias(self, n_past: int, n_tokens: int, bidirectional: bool) -> FloatArray:
         """Float32 (1, 1, tokens, past + tokens): 0 where a token may look, MASKED where not."""
@@ -96,17 +117,25 @@ class Decoder:
 
 
 class Session:
-    """One question on its way through the decoder: its cache, and the time it took."""
+    """One question on its way through the decoder: its cache, and the time it took.
 
-    def __init__(self, decoder: Decoder, cache: KVCache, *, image_tokens: int = 0, image_ms: float = 0.0) -> None:
+    `n_steps` are the tokens that were read one by one, or guessed right; `image` is what it is about.
+    """
+
+    def __init__(
+        self, decoder: Decoder, cache: KVCache, *, image: EncodedImage | None = None, image_ms: float = 0.0
+    ) -> None:
         self._decoder = decoder
         self._cache = cache
-        self.image_tokens = image_tokens
+        self.image = image
+        self.image_tokens = 0 if image is None else len(image.embeddings)
         self.image_ms = image_ms
         self.prompt_tokens = 0
         self.prefill_ms = 0.0
         self.decode_ms = 0.0
         self.n_steps = 0
+        self.n_guessed = 0
+        self.n_accepted = 0
 
     @property
     def left(self) -> int:
@@ -127,11 +156,38 @@ class Session:
 
     def step(self, embedding: FloatArray) -> Step:
         """Run one more token (1, dim); raises as `Decoder.run`."""
-        start = time.perf_counter()
-        step = self._decoder.run(embedding, self._cache)
-        self.decode_ms += 1e3 * (time.perf_counter() - start)
-        self.n_steps += 1
+        with self.decoding():
+            step = self._decoder.run(embedding, self._cache)
+        self.n_steps += len(embedding)
         return step
+
+    def step_each(self, embeddings: FloatArray) -> list[Step]:
+        """Run more tokens (tokens, dim) at once; see `Decoder.run_each`."""
+        with self.decoding():
+            steps = self._decoder.run_each(embeddings, self._cache)
+        self.n_steps += len(embeddings)
+        return steps
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Count the time that is spent within as decoding."""
+        start = time.perf_counter()
+        yield
+        self.decode_ms += 1e3 * (time.perf_counter() - start)
+
+    def rollback(self, n_tokens: int) -> None:
+        """Forget the last `n_tokens` that were read in steps; see `forgets_exactly`."""
+        self._cache.rollback(self._cache.length - n_tokens)
+        self.n_steps -= n_tokens
+
+    @property
+    def forgets_exactly(self) -> bool:
+        """See `Decoder.forgets_exactly`."""
+        return self._decoder.forgets_exactly
+
+    def knows(self, token: int) -> bool:
+        """See `Decoder.knows`."""
+        return self._decoder.knows(token)
 
     def embed(self, token_ids: Sequence[int]) -> FloatArray:
         """Token ids to embeddings; see `Decoder.embed`."""

@@ -24,6 +24,7 @@ class EncodedImage:
         """`cache` holds the image and nothing else; `key` is what an image cache knows it by."""
         self.owner = owner
         self.key = key
+        self.draft: EncodedImage | None = None  # the same image for the model that guesses
         self.embeddings = embeddings
         embeddings.flags.writeable = False  # others may have the same image
         self.height, self.width = size

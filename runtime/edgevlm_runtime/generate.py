@@ -5,7 +5,7 @@ Every generator here may be closed between two tokens; whoever lent the session'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,36 +15,30 @@ from edgevlm_runtime.engines import FloatArray
 from edgevlm_runtime.manifest import PromptSpec
 from edgevlm_runtime.options import GenerateOptions
 from edgevlm_runtime.reasoning import Thoughts
-from edgevlm_runtime.sampling import Sampler, suppress
+from edgevlm_runtime.sampling import Rules, Sampler, suppress
+from edgevlm_runtime.speculate import Guesser, Speculation
 from edgevlm_runtime.tokenizer import StopScanner, TextStream, TextTokenizer
 
 EmbedNext: TypeAlias = Callable[[int, FloatArray], FloatArray]
 """A token and the hidden state (1, dim) that it was picked from, to the embedding (1, dim) that is fed for it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """When a sequence ends. `suppressed_ids` can not be picked, but for the first token, as in the references."""
-
-    stop_id: int
-    suppressed_ids: tuple[int, ...]
-    max_tokens: int
-
-
 class TokenLoop:
     """Prompt embeddings to token ids. What has come out so far can be read at any time."""
 
-    def __init__(self, session: Session, sampler: Sampler, rules: Rules) -> None:
+    def __init__(self, session: Session, sampler: Sampler, rules: Rules, guessers: Sequence[Guesser] = ()) -> None:
+        """`guessers` where `may_guess`; they change nothing but the time it takes."""
         self._session = session
         self._sampler = sampler
         self._rules = rules
+        self._steps = Speculation(session, guessers, rules)
         self.ids: list[int] = []
         self.finish_reason: FinishReason = "length"
         self.first_logits: FloatArray | None = None
         self.unfed: FloatArray | None = None  # the last token's embedding, where the decoder has not seen it
 
-    def run(self, prompt: FloatArray, embed_next: EmbedNext) -> Iterator[int]:
-        """Yield one token id after the other, never the stop id.
+    def run(self, prompt: FloatArray, embed_next: EmbedNext) -> Iterator[int | None]:
+        """Yield one token id after the other, never the stop id; None after a decoder call that gave no token.
 
         prompt is (tokens, dim). Raises as `Decoder.run`.
         """
@@ -55,9 +49,9 @@ class TokenLoop:
             self.ids.append(token)
             self.unfed = embed_next(token, step.hidden)
             yield token
-            if len(self.ids) >= self._rules.max_tokens or not self._session.left:
+            if len(self.ids) >= self._rules.max_tokens or not self._steps.left:
                 return
-            step = self._session.step(self.unfed)
+            step = yield from self._steps.step(self.ids, self.unfed)
             token = self._pick(step)
         self.unfed = None
         self.finish_reason = "stop"
@@ -67,7 +61,7 @@ class TokenLoop:
 
 
 def write_text(
-    loop: TokenLoop, tokens: Iterator[int], text: TextStream, stops: StopScanner
+    loop: TokenLoop, tokens: Iterator[int | None], text: TextStream, stops: StopScanner
 ) -> Generator[str, None, str]:
     """Yield a piece of text per token, often an empty one, and return the whole; a stop string ends it.
 
@@ -75,7 +69,7 @@ def write_text(
     """
     pieces: list[str] = []
     for token in tokens:
-        pieces.append(stops.push(text.push(token)))
+        pieces.append("" if token is None else stops.push(text.push(token)))
         yield pieces[-1]
         if stops.stopped:
             loop.finish_reason = "stop_string"
@@ -97,11 +91,16 @@ class Writer:
     load_ms: float
 
     def write(
-        self, session: Session, prompt: FloatArray, options: GenerateOptions, thoughts: Thoughts | None = None
+        self,
+        session: Session,
+        prompt: FloatArray,
+        options: GenerateOptions,
+        thoughts: Thoughts | None = None,
+        guessers: Sequence[Guesser] = (),
     ) -> Generator[str, None, Answer]:
         """Answer a prompt (tokens, dim): yield a piece of text per token, often an empty one, and return the answer.
 
-        With `thoughts` the prompt asks to think first.
+        With `thoughts` the prompt asks to think first. `guessers` as in `TokenLoop`.
 
         Raises:
             ContextOverflow: the prompt does not fit; an answer that does not fit ends with "length".
@@ -111,7 +110,7 @@ class Writer:
         if thoughts is not None:
             prompt = yield from think(session, prompt, sampler, thoughts, options.max_tokens)
         rules = Rules(stop_id=self.spec.eos_id, suppressed_ids=self.spec.suppressed_ids, max_tokens=options.max_tokens)
-        loop = TokenLoop(session, sampler, rules)
+        loop = TokenLoop(session, sampler, rules, guessers)
         tokens = loop.run(prompt, lambda token, hidden: session.embed((token,)))
         text = yield from write_text(loop, tokens, TextStream(self.tokenizer), StopScanner(options.stop))
         return Answer(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from typing import TypeAlias
 from edgevlm_runtime.answer import Answer, Detections, Points, timings_of, usage_of
 from edgevlm_runtime.bundle import Bundle, open_bundle
 from edgevlm_runtime.decoder import Session
+from edgevlm_runtime.drafting import Drafter, Guessers, check_draft
 from edgevlm_runtime.encoded import EncodedImage
 from edgevlm_runtime.engines import Engine, FloatArray, open_engine
 from edgevlm_runtime.errors import EngineError, InvalidOption, UnsupportedTask
@@ -31,11 +33,12 @@ from edgevlm_runtime.preprocess import select_tiling
 from edgevlm_runtime.prompts import Prompt, SpatialRef
 from edgevlm_runtime.regions import Locator
 from edgevlm_runtime.search import SearchResult
+from edgevlm_runtime.speculate import Draft
 from edgevlm_runtime.streams import AnswerStream, Checkpoint, iterate, run_to_end
+from edgevlm_runtime.tuning import tuned_options
 from edgevlm_runtime.vision import VisionTower
 
 AnyImage: TypeAlias = ImageSource | EncodedImage
-from edgevlm_runtime.tuning import tuned_options
 GREEDY = GenerateOptions()
 VISION_ROLES: tuple[Role, ...] = ("vision", "project")
 
@@ -46,13 +49,29 @@ def load(source: str | os.PathLike[str] | Bundle, options: LoadOptions | None = 
     Raises:
         BundleError: it is missing or damaged.
         EngineError: the engine is not installed, or can not open the decoder or the classifier.
+        InvalidOption: the draft has another tokenizer.
     """
     options = options or LoadOptions()
     start = time.perf_counter()
     bundle = source if isinstance(source, Bundle) else open_bundle(Path(source))
-    engine = open_engine(options.engine, options.threads, bundle.manifest)
-    images = open_image_cache(bundle, engine, options)
-    return Model(bundle, engine, low_memory=options.low_memory, images=images, start=start)
+    tuned = tuned_options(options, bundle)
+    engine = open_engine(tuned.engine, tuned.threads, bundle.manifest)
+    images = open_image_cache(bundle, engine, tuned)
+    return Model(
+        bundle,
+        engine,
+        low_memory=options.low_memory,
+        context=options.context,
+        images=images,
+        open_draft=None if options.draft is None else _draft_opener(Path(options.draft), bundle.manifest, options),
+        start=start,
+    )
+
+
+def _draft_opener(path: Path, manifest: Manifest, options: LoadOptions) -> Callable[[], Model]:
+    draft = open_bundle(path)
+    check_draft(draft.manifest, manifest)
+    return partial(load, draft, replace(options, draft=None, context=None))
 
 
 class Model:
@@ -69,11 +88,14 @@ class Model:
         engine: Engine,
         *,
         low_memory: bool = False,
+        context: int | None = None,
         images: ImageCache | None = None,
+        open_draft: Callable[[], Drafter] | None = None,
         start: float | None = None,
     ) -> None:
         """`low_memory` and `context` as in LoadOptions; without `images` no encoded image is remembered.
 
+        `open_draft` opens the model that guesses, see `LoadOptions.draft`, when it is first needed;
         `start` is the perf_counter value from which `load_ms` counts.
         """
         start = time.perf_counter() if start is None else start
@@ -92,10 +114,10 @@ class Model:
         self._tower: VisionTower | None = None
         self._encoded = images or ImageCache(bundle, engine.name)
         self._opening = threading.Lock()
+        self._guessers = Guessers(open_draft if self._parts and self._parts.decoder.forgets_exactly else None)
         self._low_memory = low_memory
         self.load_ms = 1e3 * (time.perf_counter() - start)
 
-        context: int | None = None,
     def __repr__(self) -> str:
         return f"Model({self.manifest.name!r}, {self.manifest.precision}: {', '.join(self.manifest.tasks)})"
 
@@ -130,6 +152,7 @@ class Model:
         self._encoded.close()
         if self._images is not None:
             self._images.close()
+        self._guessers.close()
 
     def encode(
         self, image: ImageSource, *, max_crops: int | None = None, checkpoint: Checkpoint | None = None
@@ -140,6 +163,8 @@ class Model:
         An image that the image cache knows is not encoded again.
         """
         parts = self._open_parts()
+        if self._tower is None and self._encoded.is_empty:
+            self._graphs.prefetch(*VISION_ROLES)  # while the image is decoded
         pixels = load_image(image)
 
         def encode(key: str) -> EncodedImage:
@@ -150,7 +175,9 @@ class Model:
             return EncodedImage(owner=self._encoded.owner, embeddings=tokens, cache=cache, size=size, key=key)
 
         grid = select_tiling(pixels.shape[0], pixels.shape[1], needed(self.manifest.image, "image"), max_crops)
-        return self._encoded.get(pixels, grid, parts.decoder.new_cache, encode)
+        encoded = self._encoded.get(pixels, grid, parts.decoder.new_cache, encode)
+        self._guessers.look(encoded, pixels, max_crops, checkpoint)
+        return encoded
 
     def caption(self, image: AnyImage, length: str = "normal", options: GenerateOptions = GREEDY) -> Answer:
         """Describe an image; `length` is one of the model's, usually "short", "normal" or "long"."""
@@ -163,8 +190,6 @@ class Model:
         prompt = self._need("caption").prompts.caption(length)
         return AnswerStream(partial(self._write, image, prompt, options))
 
-        if self._tower is None and self._encoded.is_empty:
-            self._graphs.prefetch(*VISION_ROLES)  # while the image is decoded
     def query(
         self,
         image: AnyImage | None,
@@ -300,10 +325,14 @@ class Model:
 
     async def adetect(self, image: AnyImage, name: str, options: GenerateOptions = GREEDY) -> Detections:
         """`detect` for asyncio."""
+        import asyncio
+
         return await asyncio.to_thread(self.detect, image, name, options)
 
     async def apoint(self, image: AnyImage, name: str, options: GenerateOptions = GREEDY) -> Points:
         """`point` for asyncio."""
+        import asyncio
+
         return await asyncio.to_thread(self.point, image, name, options)
 
     def _need(self, task: Task) -> TextParts:
@@ -325,17 +354,14 @@ class Model:
         if self._images is not None:
             raise self._can_not("write text")
         if self._parts is None:
-        import asyncio
-
             raise EngineError(f"{self.manifest.name} was closed; load it again")
         return self._parts
 
     def _vision(self) -> VisionTower:
-        import asyncio
-
         with self._opening:
             if self._tower is None:
                 spec = needed(self.manifest.image, "image")
+                self._graphs.prefetch(*VISION_ROLES)
                 self._tower = VisionTower(spec, *(self._graphs.open(role) for role in VISION_ROLES))
             return self._tower
 
@@ -360,12 +386,19 @@ class Model:
     ) -> Generator[str, None, Answer]:
         """Encode, read the prompt and answer it, as an AnswerStream asks for it."""
         parts = self._open_parts()
-                self._graphs.prefetch(*VISION_ROLES)
         writer = Writer(spec=parts.spec, tokenizer=parts.tokenizer, load_ms=self.load_ms)
         embeddings = parts.embed(prompt)
         with self._session(image, options.max_crops, checkpoint) as session:
             thoughts = parts.thoughts(session) if reasoning else None
-            return (yield from writer.write(session, embeddings, options, thoughts))
+            with self._guessers.of(session, prompt, options) as guessers:
+                return (yield from writer.write(session, embeddings, options, thoughts, guessers))
+
+    @contextmanager
+    def drafting(self, image: EncodedImage | None, prompt: Prompt) -> Iterator[Draft]:
+        """Guess how another model answers a prompt about an image that this one has encoded."""
+        parts = self._open_parts()
+        with self._session(image, None) as session:
+            yield Draft(session, parts.embed(prompt), parts.spec.suppressed_ids)
 
     @contextmanager
     def _session(
@@ -384,5 +417,5 @@ class Model:
         if encoded.owner is not self._encoded.owner:
             raise InvalidOption("the image was encoded by another model; encode it with this one")
         with encoded.borrow() as cache:
-            yield Session(parts.decoder, cache, image_tokens=len(encoded.embeddings), image_ms=image_ms)
+            yield Session(parts.decoder, cache, image=encoded, image_ms=image_ms)
         self._encoded.save(encoded)  # reached only when the answer is complete

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -44,12 +45,13 @@ GENERATE_RANGES: Mapping[str, Range] = {
     "seed": Range(low=0, whole=True),
     "max_crops": Range(low=1, whole=True),
     "max_objects": Range(low=1, whole=True),
+    "lookup": Range(low=0, high=16, whole=True),
 }
 LOAD_RANGES: Mapping[str, Range] = {
     "threads": Range(low=1, high=1024, whole=True),
+    "context": Range(low=1, whole=True),
     "image_memory_mb": Range(low=0, whole=True),
 }
-    "context": Range(low=1, whole=True),
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,9 @@ class GenerateOptions:
     Sampling, where `temperature` is above 0: `top_k` (0 is off), then `top_p` (1 is off), then `min_p` (0 is off),
     seeded by `seed` (None is a new seed every time). `repetition_penalty` (1 is off) also acts on greedy decoding.
     Detail: `max_crops` limits the local crops of a large image; None is the model's own limit.
+    Speed: `lookup` guesses up to so many tokens at once from what the question and the answer said before (0 is off).
+    It never changes an answer, and has no effect where guesses can not be checked exactly: with sampling, a repetition
+    penalty or reasoning, and where the engine keeps the decoder's cache itself, as OpenVINO does.
     Extras: `reasoning` thinks before it answers; `logits` keeps the first token's logits in the answer.
 
     Raises:
@@ -79,6 +84,7 @@ class GenerateOptions:
     reasoning: bool = False
     max_objects: int = 50
     logits: bool = False
+    lookup: int = 0
 
     def __post_init__(self) -> None:
         check_ranges(self, GENERATE_RANGES)
@@ -88,12 +94,17 @@ class GenerateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """How a model is opened: `engine` is an engine's name or "auto"; `threads` None is one per physical core.
+    """How a model is opened: `engine` is an engine's name or "auto"; `threads` None is one per physical core. See
+    `tuning` for what was measured on this machine, which comes before both defaults.
 
     `low_memory` closes the image encoder after each image: a quarter less memory while answering, and one more opening
     for each further image. `image_memory_mb` is how much of encoded images is kept in memory, so that asking about the
     same pixels again needs no encoding; nothing where `low_memory`. `image_cache` keeps them on disk as well, under
     EDGEVLM_HOME, for other processes and later ones.
+    `context` is how many tokens an image, a question and its answer may take together, and so limits the memory of the
+    decoder's cache; None is as many as the model knows.
+    `draft` is the folder of a smaller bundle with the same tokenizer, which guesses tokens for the model as
+    `GenerateOptions.lookup` does, also where that is 0; it is opened with the first image or question.
 
     Raises:
         InvalidOption: a value is out of its range.
@@ -101,9 +112,11 @@ class LoadOptions:
 
     engine: str = "auto"
     threads: int | None = None
+    context: int | None = None
     low_memory: bool = False
     image_memory_mb: int = 512
     image_cache: bool = False
+    draft: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self, LOAD_RANGES)
@@ -112,7 +125,6 @@ class LoadOptions:
 def check_ranges(options: Any, ranges: Mapping[str, Range]) -> None:
     """Raise InvalidOption for the first field of `options` out of its range; None, where it is the default, is free."""
     for name, allowed in ranges.items():
-    context: int | None = None
         value = getattr(options, name)
         if value not in allowed and not (value is None and getattr(type(options), name) is None):
             raise InvalidOption(f"{name} is {value!r}, but must be {allowed}")

@@ -11,7 +11,7 @@ from edgevlm_runtime.bundle import Bundle
 from edgevlm_runtime.decoder import Decoder, Session
 from edgevlm_runtime.embedding import open_embedding
 from edgevlm_runtime.engines import FloatArray
-from edgevlm_runtime.errors import DamagedBundle
+from edgevlm_runtime.errors import DamagedBundle, InvalidOption
 from edgevlm_runtime.graphs import Graphs
 from edgevlm_runtime.image_encoder import ImageEncoder
 from edgevlm_runtime.kv_cache import KVCache
@@ -74,13 +74,14 @@ def open_text(bundle: Bundle, graphs: Graphs, context: int | None = None) -> Tex
     Raises:
         DamagedBundle: a part is missing from the manifest, or its file can not be read.
         EngineError: the engine can not open the decoder.
+        InvalidOption: `context` is more than the model knows.
     """
     manifest = bundle.manifest
     spec, cache = needed(manifest.prompt, "prompt"), needed(manifest.cache, "cache")
     _check_context(context, cache, manifest.name)
     path = bundle.path(needed(manifest.tokenizer, "tokenizer"))
-    tokenizer = TextTokenizer(path, control_ids(spec))
     graphs.prefetch("decoder")  # while the tokenizer is read
+    tokenizer = TextTokenizer(path, control_ids(spec))
     embedding = open_embedding(bundle.path(needed(manifest.embedding, "embedding")))
     return TextParts(
         decoder=Decoder(graphs.open("decoder"), embedding, cache, context),
@@ -89,6 +90,11 @@ def open_text(bundle: Bundle, graphs: Graphs, context: int | None = None) -> Tex
         spec=spec,
         regions=None if manifest.region is None else Regions(manifest.region, graphs.open),
     )
+
+
+def _check_context(context: int | None, cache: CacheSpec, name: str) -> None:
+    if context is not None and context > cache.max_context:
+        raise InvalidOption(f"context is {context}, but {name} knows {cache.max_context} positions at most")
 
 
 def open_image_encoder(bundle: Bundle, graphs: Graphs, role: Role) -> ImageEncoder:

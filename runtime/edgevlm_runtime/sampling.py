@@ -16,6 +16,15 @@ from edgevlm_runtime.engines import FloatArray
 from edgevlm_runtime.options import GenerateOptions
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """When a sequence ends. `suppressed_ids` can not be picked, but for the first token, as in the references."""
+
+    stop_id: int
+    suppressed_ids: tuple[int, ...]
+    max_tokens: int
+
+
 class LogitFilter(Protocol):
     """Changes logits before a token is picked."""
 

@@ -50,9 +50,35 @@ def test_json_is_one_object(run: Run, scene: Path, bundle: Path) -> None:
         "prompt_tokens": expected.usage.prompt_tokens,
         "completion_tokens": expected.usage.completion_tokens,
         "image_tokens": expected.usage.image_tokens,
+        "guessed_tokens": 0,
+        "accepted_tokens": 0,
     }
     assert set(record["timings"]) == {"load_ms", "image_ms", "prefill_ms", "decode_ms", "tokens_per_second"}
     assert record["timings"]["image_ms"] > 0
+
+
+@pytest.mark.parametrize("flags", [("--lookup", "8"), ("--draft", "nano"), ("--draft", "nano", "--lookup", "2")])
+def test_guesses_change_nothing_but_the_usage(run: Run, scene: Path, bundle: Path, flags: tuple[str, ...]) -> None:
+    arguments = ("query", scene, "What is in the image?", "-m", bundle, "-n", "40", "--json")
+    flags = tuple(str(bundle) if flag == "nano" else flag for flag in flags)
+    plain, guessed = _object(run(*arguments)), _object(run(*arguments, *flags))
+    assert (guessed["text"], guessed["token_ids"]) == (plain["text"], plain["token_ids"])
+    usage = guessed["usage"]
+    assert 0 <= usage["accepted_tokens"] <= usage["guessed_tokens"]
+    assert usage["accepted_tokens"] > 0 or "--draft" not in flags
+
+
+def test_guesses_that_can_not_be_are_one_line_and_exit_2(
+    run: Run, scene: Path, bundle: Path, dual_encoder: Path
+) -> None:
+    for flags, message in (
+        (("--lookup", "17"), "lookup is 17, but must be a whole number from 0 to 16"),
+        (("--draft", dual_encoder), "their tokenizers differ"),
+    ):
+        finished = run("run", scene, "describe", "-m", bundle, *flags)
+        assert (finished.code, finished.out) == (2, "")
+        assert message in finished.error_line()
+    assert run("run", scene, "describe", "-m", bundle, "--draft", "nowhere/none").code == 3
 
 
 @pytest.mark.parametrize("length", ["short", "normal", "long"])
@@ -156,6 +182,9 @@ def test_a_prompt_that_does_not_fit_is_one_line_with_the_numbers(run: Run, scene
     cache = edgevlm.load(bundle).manifest.cache
     assert cache is not None
     assert str(cache.max_context) in finished.error_line()
+    finished = run("run", scene, "why?", "-m", bundle, "--context", "20")
+    assert (finished.code, finished.out) == (1, "")
+    assert "the 20 positions of `context`" in finished.error_line()
 
 
 def test_a_reader_that_goes_away_is_no_failure(start: Start, scene: Path, bundle: Path) -> None:
@@ -182,9 +211,6 @@ def test_ctrl_c_ends_an_answer_with_130(start: Start, scene: Path, bundle: Path)
     process = start("run", *[scene] * 500, "describe", "-m", bundle, *ENDLESS)
     assert process.stdout is not None
     process.stdout.read(1)
-    finished = run("run", scene, "why?", "-m", bundle, "--context", "20")
-    assert (finished.code, finished.out) == (1, "")
-    assert "the 20 positions of `context`" in finished.error_line()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,9 @@ import pytest
 import edgevlm
 from tests.cli.conftest import Run
 
+HEAVY = {"numpy", "PIL", "tokenizers", "onnxruntime", "openvino", "torch", "rich", "asyncio"}
 COMMANDS = [
     "run",
-HEAVY = {"numpy", "PIL", "tokenizers", "onnxruntime", "openvino", "torch", "rich", "asyncio"}
     "caption",
     "query",
     "detect",
@@ -25,9 +27,9 @@ HEAVY = {"numpy", "PIL", "tokenizers", "onnxruntime", "openvino", "torch", "rich
     "pull",
     "rm",
     "verify",
+    "bench",
     "export",
     "cache",
-    "bench",
     "doctor",
 ]
 
@@ -69,6 +71,8 @@ def test_the_version_is_printed(run: Run, flag: str) -> None:
         (["run", "--top-p", "1.5", "a.png", "b"], "top_p is 1.5"),
         (["run", "--stop", "", "a.png", "b"], "stop"),
         (["run", "-t", "0", "a.png", "b"], "threads is 0"),
+        (["run", "--context", "0", "a.png", "b"], "context is 0"),
+        (["caption", "--context", "99999", "a.png"], "context is 99999, but nano knows"),
         (["run", "--engine", "abacus", "a.png", "b"], "engine 'abacus' is unknown"),
         (["run", "--max-crops", "0", "a.png", "b"], "max_crops is 0"),
         (["run", "a.png", "  "], "the prompt is empty"),
@@ -103,3 +107,13 @@ def test_an_error_never_shows_a_traceback_unless_verbose(run: Run) -> None:
     assert verbose.code == quiet.code == 3
     assert "Traceback" in verbose.err
     assert verbose.err.splitlines()[-1] == quiet.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list"], ["cache", "ls"]])
+def test_what_needs_no_model_waits_for_no_library(environment: dict[str, str], arguments: list[str]) -> None:
+    code = "import sys; from edgevlm.cli import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+    command = [sys.executable, "-c", code, *arguments]
+    loaded = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stderr.split()
+    assert not HEAVY & {name.partition(".")[0] for name in loaded}
+    if arguments == ["--help"]:
+        assert not {"edgevlm_runtime.manifest", "hashlib", "pydantic"} & set(loaded)

@@ -113,7 +113,7 @@ class TinyDecoder:
             "attention_bias": ("float32", (1, 1, tokens, total)),
             "seqlens_k": ("int32", (1,)),
             "total_sequence_length": ("int32", ()),
-            "logit_positions": ("int64", (1,)),
+            "logit_positions": ("int64", inputs["logit_positions"].shape),
         }
         assert {name: (str(array.dtype), array.shape) for name, array in inputs.items()} == needed
         assert inputs["seqlens_k"][0] == total - 1

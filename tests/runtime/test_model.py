@@ -50,6 +50,16 @@ def test_an_image_is_encoded_once_and_asked_many_times(tiny: Tiny, photo: Pixels
     assert used(image) == 10
 
 
+def test_a_context_ends_an_answer_and_is_at_most_the_models(bundle: Bundle, photo: Pixels) -> None:
+    decoder = TinyDecoder(320, dict.fromkeys(range(64), 40))
+    model = Model(bundle, FakeEngine(decoder), context=24)
+    answer = model.query(photo, "how many")
+    assert answer.finish_reason == "length"
+    assert 10 + answer.usage.prompt_tokens + answer.usage.completion_tokens == 24 + 1  # the last is not read anymore
+    with pytest.raises(InvalidOption, match="context is 65, but tiny knows 64 positions at most"):
+        Model(bundle, FakeEngine(decoder), context=65)
+
+
 def test_images_of_every_kind_give_the_same(tiny: Tiny, photo: Pixels, tmp_path: Path) -> None:
     model, _ = tiny
     picture = Image.fromarray(photo)
@@ -205,7 +215,7 @@ def test_graphs_are_opened_when_needed_and_once(bundle: Bundle, photo: Pixels) -
     assert engine.opened == ["decoder"]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: model.query(photo, "how many", SHORT), range(8)))
-    assert engine.opened == ["decoder", "vision", "project"]
+    assert sorted(engine.opened) == ["decoder", "project", "vision"]
     model.point(photo, "cup")
     assert set(engine.opened[3:]) == {"region_coordinate_decoder", "region_coordinate_encoder"}
     model.detect(photo, "cup")
@@ -216,7 +226,8 @@ def test_low_memory_closes_the_image_encoder_after_each_image(bundle: Bundle, ph
     engine = FakeEngine(TinyDecoder(320))
     model = Model(bundle, engine, low_memory=True)
     answers = [model.query(photo, "how many", SHORT).token_ids for _ in range(2)]
-    assert engine.opened == ["decoder", *["vision", "project"] * 2]
+    assert engine.opened[0] == "decoder"
+    assert sorted(engine.opened[1:3]) == sorted(engine.opened[3:]) == ["project", "vision"]
     assert answers == [Model(bundle, FakeEngine(TinyDecoder(320))).query(photo, "how many", SHORT).token_ids] * 2
 
 
