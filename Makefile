@@ -19,7 +19,7 @@ check: $(VENV)/ready
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-# Against llama.cpp and eager PyTorch: builds llama.cpp once, takes 11 GB in $(BENCH) and an hour of a quiet machine.
+# Against llama.cpp and eager PyTorch: builds llama.cpp once, takes 15 GB in $(BENCH) and an hour of a quiet machine.
 bench: $(VENV)/ready
 	-$(VENV)/bin/python -m benchmarks.peers.setup
 	$(VENV)/bin/python -m benchmarks.peers $(BENCH)

@@ -1,8 +1,6 @@
-"""What a model must compute and read at least: operations of a crop and of a prefix, bytes of a token."""
+"""What a model must compute and read at least: operations of a crop and of a prefix, what a token reads."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from edgevlm_export.modules.moondream2 import TextConfig, VisionConfig
 
@@ -35,20 +33,7 @@ def text_values(config: TextConfig) -> int:
     return config.n_layers * block_values(config) + config.vocab_size * config.dim
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenBytes:
-    """Bytes that one more token must read: all weights, and the cache of the positions before it."""
-
-    weights: int
-    per_position: float
-
-    def at(self, depth: int) -> float:
-        """Bytes after so many positions."""
-        return self.weights + self.per_position * depth
-
-
-def token_bytes(config: TextConfig, weights: int, bytes_per_value: float) -> TokenBytes:
-    """With a cache whose values take so many bytes."""
+def cache_values(config: TextConfig) -> int:
+    """Keys and values that the cache keeps of one position."""
     head_dim = config.dim // config.n_heads
-    values = 2 * config.n_layers * config.n_kv_heads * head_dim
-    return TokenBytes(weights=weights, per_position=values * bytes_per_value)
+    return 2 * config.n_layers * config.n_kv_heads * head_dim

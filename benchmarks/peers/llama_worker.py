@@ -9,8 +9,10 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import statistics
 import sys
 import time
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -20,7 +22,6 @@ import numpy.typing as npt
 llama: Any = import_module("llama_cpp")
 mtmd: Any = import_module("llama_cpp.mtmd_cpp")
 
-_CONTEXT = 2048
 _Q8_0 = 8  # ggml's number of the type
 
 
@@ -30,12 +31,11 @@ class Peer:
     def __init__(self, request: dict[str, Any]) -> None:
         self._request = request
         llama.llama_backend_init()
-        self._model = _loaded(llama.llama_model_load_from_file(request["text"].encode(), _model_params()))
+        self._model = _loaded(llama.llama_model_load_from_file(request["text"].encode(), _model_params(request)))
         self._context = _loaded(llama.llama_init_from_model(self._model, _context_params(request)))
-        params = mtmd.mtmd_context_params_default()
-        params.use_gpu, params.warmup, params.print_timings = False, False, False
-        params.n_threads, params.flash_attn_type = request["threads"], request["flash"]
-        self._vision = _loaded(mtmd.mtmd_init_from_file(request["vision"].encode(), self._model, params))
+        self._vision = _loaded(
+            mtmd.mtmd_init_from_file(request["vision"].encode(), self._model, _vision_params(request))
+        )
         self._memory = llama.llama_get_memory(self._context)
         self._vocab_size = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
         self._dim = llama.llama_model_n_embd(self._model)
@@ -114,23 +114,31 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
     begun = time.perf_counter()
     peer = Peer(request)
     load_ms = _ms(begun)
+    if request["least_memory"]:
+        return _answer_once(peer, request)
     first = _new_image(peer, request, 0)
-    phases = _new_image(peer, request, 1)
+    phases = _new_image(peer, request, 1) if request["first_image"] else first
     depth = request["prefix_tokens"]
-    peer.forget(depth)
-    begun = time.perf_counter()
-    token = peer.read(request["question_tokens"], depth)
-    second_ms = _ms(begun)
-    speed = peer.write(token, depth + request["question_tokens"], request["answer_tokens"])
+    second = [_ask_again(peer, request) for _ in range(request["question_times"])]
+    speed = peer.write(second[-1][1], depth + request["question_tokens"], request["answer_tokens"])
+    peak_rss = _peak_rss()
+    depths = request["depths"] if request["full"] else ()
     return {
         "load_ms": load_ms,
         "first_image_ms": sum(first.values()),
         **phases,
-        "second_question_ms": second_ms,
+        "second_question_ms": statistics.median(ms for ms, _ in second),
         "tokens_per_second": speed,
-        "peak_rss": _peak_rss(),
-        "depth_tokens_per_second": {depth: _speed_at(peer, request, depth) for depth in request["depths"]},
+        "peak_rss": peak_rss,
+        "depth_tokens_per_second": _speeds(peer, request, depths),
     }
+
+
+def _answer_once(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+    """An image, a question and an answer."""
+    _new_image(peer, request, 0)
+    peer.write(0, request["prefix_tokens"] + request["question_tokens"], request["answer_tokens"])
+    return {"peak_rss": _peak_rss()}
 
 
 def _new_image(peer: Peer, request: dict[str, Any], index: int) -> dict[str, float]:
@@ -143,26 +151,65 @@ def _new_image(peer: Peer, request: dict[str, Any], index: int) -> dict[str, flo
     return {"vision_ms": 1e3 * (encoded - begun), "prefix_ms": 1e3 * (read - encoded), "question_ms": _ms(read)}
 
 
-def _speed_at(peer: Peer, request: dict[str, Any], depth: int) -> float:
-    peer.forget(0)
-    token = peer.read(depth, 0)
-    return peer.write(token, depth, request["sweep_tokens"])
+def _ask_again(peer: Peer, request: dict[str, Any]) -> tuple[float, int]:
+    """Milliseconds to the first token of another question about the image, and that token."""
+    peer.forget(request["prefix_tokens"])
+    begun = time.perf_counter()
+    token = peer.read(request["question_tokens"], request["prefix_tokens"])
+    return _ms(begun), token
 
 
-def _model_params() -> Any:
-    params = llama.llama_model_default_params()
-    params.n_gpu_layers = 0
-    return params
+def _speeds(peer: Peer, request: dict[str, Any], depths: Sequence[int]) -> dict[int, float]:
+    """Tokens per second by depth; each goes on from what was read for the one before."""
+    speeds, length = {}, 0
+    for depth in sorted(depths):
+        peer.forget(length)
+        token = peer.read(depth - length, length)
+        speeds[depth] = peer.write(token, depth, request["sweep_tokens"])
+        length = depth
+    return speeds
+
+
+def _model_params(request: dict[str, Any]) -> Any:
+    # Mapped, it loads fastest; read, weights that it repacks are not in memory twice.
+    mode = llama.LLAMA_LOAD_MODE_NONE if request["least_memory"] else llama.LLAMA_LOAD_MODE_MMAP
+    return _with(llama.llama_model_default_params(), n_gpu_layers=0, load_mode=mode)
 
 
 def _context_params(request: dict[str, Any]) -> Any:
-    params = llama.llama_context_default_params()
-    params.n_ctx = params.n_batch = _CONTEXT
-    params.n_ubatch = request["ubatch"]
-    params.n_threads = params.n_threads_batch = request["threads"]
-    params.flash_attn_type = request["flash"]
-    if request["cache"] == "q8_0":
-        params.type_k = params.type_v = _Q8_0
+    needed = request["prefix_tokens"] + request["question_tokens"] + request["answer_tokens"]
+    context = needed if request["least_memory"] else request["context"]
+    types = {"type_k": _Q8_0, "type_v": _Q8_0} if request["cache"] == "q8_0" else {}
+    return _with(
+        llama.llama_context_default_params(),
+        n_ctx=context,
+        n_batch=context,
+        n_ubatch=request["ubatch"],
+        n_threads=request["threads"],
+        n_threads_batch=request["threads"],
+        flash_attn_type=int(request["flash"]),
+        **types,
+    )
+
+
+def _vision_params(request: dict[str, Any]) -> Any:
+    return _with(
+        mtmd.mtmd_context_params_default(),
+        use_gpu=False,
+        warmup=False,
+        print_timings=False,
+        n_threads=request["threads"],
+        flash_attn_type=int(request["vision_flash"]),
+    )
+
+
+def _with(params: Any, **values: Any) -> Any:
+    """Parameters with some values. ctypes would take a name that this version of llama.cpp does not have."""
+    known = {field[0] for field in params._fields_}
+    for name, value in values.items():
+        if name not in known:
+            raise RuntimeError(f"llama.cpp has no parameter {name}; build the version that setup.py names")
+        setattr(params, name, value)
     return params
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,62 +18,80 @@ from edgevlm_runtime.bundle import open_bundle
 from edgevlm_runtime.encoded import EncodedImage
 from edgevlm_runtime.engines import open_engine
 from edgevlm_runtime.graphs import Graphs
+from edgevlm_runtime.image import Pixels
 from edgevlm_runtime.model import VISION_ROLES, Model, load
 from edgevlm_runtime.options import GenerateOptions, LoadOptions
 from edgevlm_runtime.parts import needed
 from edgevlm_runtime.vision import VisionTower
 
+_NEVER = -1  # no token has this id
+_CROPS = 3
+
 
 def run(bundle: Path, engine: str, workload: Workload) -> Run:
-    """One process's work; two more give the image encoder's share of an image, and the same image after a restart."""
-    vision_ms = measure(encode_crop, bundle, engine, workload).value
-    with tempfile.TemporaryDirectory() as home:  # nothing is remembered from an earlier run
-        measured = measure(work, bundle, engine, workload, vision_ms, home).value
-        restart_ms = measure(ask_after_restart, bundle, engine, workload, home).value
-    return replace(measured, restart_ms=restart_ms)
+    """One process's work; one more gives the image encoder's share of an image.
+
+    Of a full workload, another answers about one image, as `edgevlm run` does, and the last asks about it again. Only
+    these two keep images on disk, in a folder of their own.
+    """
+    options = LoadOptions(engine=engine, threads=workload.threads)
+    with tempfile.TemporaryDirectory() as home:
+        vision_ms = measure(encode_crop, bundle, options, workload, home).value
+        measured = measure(work, bundle, options, workload, vision_ms, home).value
+        if not workload.full:
+            return measured
+        once = measure(answer_once, bundle, replace(options, low_memory=True, image_cache=True), workload, home).value
+        restart_ms = measure(ask_after_restart, bundle, replace(options, image_cache=True), workload, home).value
+    return replace(measured, one_image_rss=once, restart_ms=restart_ms)
 
 
-def one_image_rss(bundle: Path, engine: str, workload: Workload) -> int:
-    """Peak RSS in bytes of a process that answers about one image, as `edgevlm run` does."""
-    return measure(answer_once, bundle, engine, workload).value
-
-
-def encode_crop(bundle: Path, engine: str, workload: Workload) -> float:
-    """Milliseconds of the image encoder and the projection for one crop, after a first."""
+def encode_crop(bundle: Path, options: LoadOptions, workload: Workload, home: str) -> float:
+    """Milliseconds of the image encoder and the projection for one crop: the median of a few, after a first."""
+    os.environ["EDGEVLM_HOME"] = home
     opened = open_bundle(bundle)
-    graphs = Graphs(opened, open_engine(engine, workload.threads))
+    graphs = Graphs(opened, open_engine(options.engine, options.threads, opened.manifest))
     tower = VisionTower(needed(opened.manifest.image, "image"), *(graphs.open(role) for role in VISION_ROLES))
     tower.encode(workload.image(0))
-    start = time.perf_counter()
-    tower.encode(workload.image(1))
-    return 1e3 * (time.perf_counter() - start)
-
-
-def answer_once(bundle: Path, engine: str, workload: Workload) -> int:
-    """Load, answer a question about one image with the least memory; the process's peak RSS."""
-    options = LoadOptions(engine=engine, threads=workload.threads, low_memory=True)
-    with tempfile.TemporaryDirectory() as home:
-        os.environ["EDGEVLM_HOME"] = home
-        with load(bundle, options) as model:
-            model.query(workload.image(0), "?", GenerateOptions(max_tokens=workload.answer_tokens))
-        return peak_rss()
-
-
-def work(bundle: Path, engine: str, workload: Workload, vision_ms: float, home: str) -> Run:
-    """The workload, in this process."""
-    os.environ["EDGEVLM_HOME"] = home
-    with load(bundle, LoadOptions(engine=engine, threads=workload.threads)) as model:
-        return _Asked(model, workload).run(vision_ms)
-
-
-def ask_after_restart(bundle: Path, engine: str, workload: Workload, home: str) -> float:
-    """Milliseconds to the first token about the image of `work`, in a new process that has loaded the model."""
-    os.environ["EDGEVLM_HOME"] = home
-    with load(bundle, LoadOptions(engine=engine, threads=workload.threads)) as model:
-        words = "?" * workload.question_tokens
+    taken = []
+    for index in range(1, 1 + _CROPS):
+        pixels = workload.image(index)
         start = time.perf_counter()
-        model.query(workload.image(1), words, GenerateOptions(max_tokens=1))
-        return 1e3 * (time.perf_counter() - start)
+        tower.encode(pixels)
+        taken.append(_ms(start))
+    return statistics.median(taken)
+
+
+def work(bundle: Path, options: LoadOptions, workload: Workload, vision_ms: float, home: str) -> Run:
+    """The workload, in this process."""
+    start = time.perf_counter()
+    with _loaded(bundle, options, home) as model:
+        asked = _Asked(model, workload)
+        ready = asked.first_image()
+        first_image_ms = _ms(ready)
+        return asked.run(load_ms=1e3 * (ready - start), first_image_ms=first_image_ms, vision_ms=vision_ms)
+
+
+def answer_once(bundle: Path, options: LoadOptions, workload: Workload, home: str) -> int:
+    """Load, and answer a question about one image; the process's peak RSS."""
+    with _loaded(bundle, options, home) as model:
+        model.query(workload.image(0), "?", GenerateOptions(max_tokens=workload.answer_tokens))
+    return peak_rss()
+
+
+def ask_after_restart(bundle: Path, options: LoadOptions, workload: Workload, home: str) -> float:
+    """Milliseconds to the first token about the image of `answer_once`, in a new process that has loaded the model."""
+    with _loaded(bundle, options, home) as model:
+        return _Asked(model, workload).first_token_ms(workload.image(0))
+
+
+@contextmanager
+def _loaded(bundle: Path, options: LoadOptions, home: str) -> Iterator[Model]:
+    """A model that never ends an answer by itself, its files checked."""
+    os.environ["EDGEVLM_HOME"] = home
+    opened = open_bundle(bundle)
+    prompt = replace(needed(opened.manifest.prompt, "prompt"), eos_id=_NEVER)
+    with load(replace(opened, manifest=replace(opened.manifest, prompt=prompt)), options) as model:
+        yield model
 
 
 @dataclass(frozen=True)
@@ -80,41 +101,74 @@ class _Asked:
     model: Model
     workload: Workload
 
-    def run(self, vision_ms: float) -> Run:
+    def first_image(self) -> float:
+        """Ask about an image; the time when all graphs were open, which may be after `load`: before the first crop."""
+        ready: list[float] = []
+        image = self.model.encode(
+            self.workload.image(0), checkpoint=lambda index, n_crops: ready.append(time.perf_counter())
+        )
+        self.first_token_ms(image)
+        return ready[0]
+
+    def run(self, *, load_ms: float, first_image_ms: float, vision_ms: float) -> Run:
+        """Ask about a new image, and again."""
+        workload = self.workload
         start = time.perf_counter()
-        image = self.model.encode(self.workload.image(0))
-        template_tokens = self._ask(image, 1, 1)[0].usage.prompt_tokens - 1
-        first_image_ms = 1e3 * (time.perf_counter() - start)
-        n_words = self.workload.question_tokens - template_tokens
-        start = time.perf_counter()
-        image = self.model.encode(self.workload.image(1))
-        image_ms = 1e3 * (time.perf_counter() - start)
-        first, _ = self._ask(image, n_words, 1)
-        second, speed = self._ask(image, n_words, self.workload.answer_tokens)
+        image = self.model.encode(workload.image(1))
+        image_ms = _ms(start)
+        question_ms = self.first_token_ms(image)
+        second = [self.first_token_ms(image) for _ in range(workload.question_times)]
         return Run(
-            load_ms=first.timings.load_ms,
+            load_ms=load_ms,
             first_image_ms=first_image_ms,
             vision_ms=vision_ms,
             prefix_ms=image_ms - vision_ms,
-            question_ms=first.timings.prefill_ms,
-            second_question_ms=second.timings.prefill_ms,
-            tokens_per_second=speed,
+            question_ms=question_ms,
+            second_question_ms=statistics.median(second),
+            tokens_per_second=self._speed(image),
             peak_rss=peak_rss(),
-            depth_tokens_per_second={
-                depth: self._speed_at(image, depth, template_tokens) for depth in self.workload.depths
-            },
+            position_bytes=(image.nbytes - image.embeddings.nbytes) / image.positions,
+            depth_tokens_per_second={depth: self._speed_at(image, depth) for depth in self._depths()},
         )
 
-    def _speed_at(self, image: EncodedImage, depth: int, template_tokens: int) -> float:
-        prefix = self.workload.prefix_tokens
-        about = image if depth > prefix + template_tokens else None
-        n_words = max(1, depth - template_tokens - (0 if about is None else prefix))
-        return self._ask(about, n_words, self.workload.sweep_tokens)[1]
-
-    def _ask(self, image: EncodedImage | None, n_words: int, max_tokens: int) -> tuple[Answer, float]:
-        """The answer to a question of so many tokens, and its tokens per second with all that belongs to them."""
+    def first_token_ms(self, image: Pixels | EncodedImage) -> float:
+        """Milliseconds of an answer of one token, with all that belongs to it."""
         start = time.perf_counter()
-        answer = self.model.query(image, "?" * n_words, GenerateOptions(max_tokens=max_tokens))
-        decode_s = time.perf_counter() - start - answer.timings.prefill_ms / 1e3
-        n_steps = answer.timings.tokens_per_second * answer.timings.decode_ms / 1e3
-        return answer, n_steps / decode_s
+        self._ask(image, self.workload.question_tokens, 1)
+        return _ms(start)
+
+    def _depths(self) -> tuple[int, ...]:
+        return self.workload.depths if self.workload.full else ()
+
+    def _speed_at(self, image: EncodedImage, depth: int) -> float:
+        """Tokens per second after an image and a question; after a question alone where an image is too long.
+
+        Of the decoder's steps alone: forgetting so long a question may take time that no answer waits for.
+        """
+        about = image if depth >= self.workload.question_depth else None
+        n_before = 0 if about is None else image.positions
+        return self._ask(about, depth - n_before, self.workload.sweep_tokens).timings.tokens_per_second
+
+    def _speed(self, image: EncodedImage) -> float:
+        """Tokens per second of an answer with all that belongs to it: choosing, detokenizing, cleaning up."""
+        start = time.perf_counter()
+        answer = self._ask(image, self.workload.question_tokens, self.workload.answer_tokens)
+        return (len(answer.token_ids) - 1) / (time.perf_counter() - start - answer.timings.prefill_ms / 1e3)
+
+    def _ask(self, image: Pixels | EncodedImage | None, prompt_tokens: int, max_tokens: int) -> Answer:
+        """The answer to a prompt of so many tokens: BOS where there is no image, template, question marks of one each.
+
+        Raises:
+            RuntimeError: the prompt has another length.
+        """
+        template = needed(self.model.manifest.prompt, "prompt").query
+        n_words = prompt_tokens - len(template.prefix) - len(template.suffix) - (image is None)
+        # No guesses: random weights repeat themselves, so that they would be right more often than a model's.
+        answer = self.model.query(image, "?" * n_words, GenerateOptions(max_tokens=max_tokens, lookup=0))
+        if answer.usage.prompt_tokens != prompt_tokens or len(answer.token_ids) != max_tokens:
+            raise RuntimeError(f"{answer.usage} where {prompt_tokens} and {max_tokens} tokens are asked for")
+        return answer
+
+
+def _ms(start: float) -> float:
+    return 1e3 * (time.perf_counter() - start)

@@ -18,50 +18,71 @@ _PHASES = {
     "image prefix": ("prefix_ms", "#efb118"),
     "question": ("question_ms", "#ff725c"),
 }
+# Shades and dashes of one color for each kind of peer.
 _COLORS = {
-    OURS: ("#1b7f5c", "#35b488", "#0d4f38", "#7fd3b4"),
-    LLAMA: ("#c8501e", "#e88a52", "#8f3210"),
-    EAGER: ("#6b7280", "#a3a9b4"),
+    OURS: ("#0b6e4f", "#1d9bd1", "#54b435", "#214e9c"),
+    LLAMA: ("#c1440e", "#f08a24", "#7d2a0c"),
+    EAGER: ("#5b6470", "#a0a7b1"),
 }
-_WIDTH, _LEFT, _TOP, _BAR, _GAP = 760, 190, 62, 22, 10
-_PLOT_HEIGHT, _BOTTOM = 300, 50
+_DASHES = ("none", "7 4", "2 3", "9 3 2 3")
+_WIDTH, _LEFT, _TOP, _BAR, _GAP = 860, 240, 72, 22, 10
+_PLOT_HEIGHT, _BOTTOM, _LABELS, _LINE = 320, 56, 265, 16
 
 
-def draw_first_token(path: Path, figures: Mapping[str, PeerFigures]) -> None:
+def draw_first_token(path: Path, title: str, figures: Mapping[str, PeerFigures]) -> None:
     """A bar for each peer, seconds, divided into phases."""
-    height = _TOP + len(figures) * (_BAR + _GAP) + 20
+    height = _TOP + len(figures) * (_BAR + _GAP) + 14
     longest = max(found["first_token_ms"].median for found in figures.values())
     scale = (_WIDTH - _LEFT - 80) / longest
-    parts = [_text(20, 24, "Time to first token about a new image", size=15)]
+    parts = [_text(20, 26, f"Time to first token about a new image, {title}", size=15)]
     for i, (phase, (_, color)) in enumerate(_PHASES.items()):
-        parts += [_box(_LEFT + 130 * i, 36, 12, 12, color), _text(_LEFT + 18 + 130 * i, 47, phase)]
+        parts += [_box(_LEFT + 140 * i, 44, 12, 12, color), _text(_LEFT + 18 + 140 * i, 55, phase)]
     for row, (name, found) in enumerate(figures.items()):
         parts += _bar(name, found, _TOP + row * (_BAR + _GAP), scale)
     _write(path, height, parts)
 
 
-def draw_speed(path: Path, figures: Mapping[str, PeerFigures]) -> None:
+def draw_speed(path: Path, title: str, figures: Mapping[str, PeerFigures]) -> None:
     """A line for each peer: tokens per second over the positions before the first token."""
-    deepest = max(depth for found in figures.values() for depth in found.speed_by_depth)
-    fastest = max(speed.median for found in figures.values() for speed in found.speed_by_depth.values())
+    known = {name: found for name, found in figures.items() if found.speed_by_depth}
+    deepest = max(depth for found in known.values() for depth in found.speed_by_depth)
+    fastest = max(speed.median for found in known.values() for speed in found.speed_by_depth.values())
     step = _round_step(fastest / 5)
     top = step * math.ceil(fastest / step)
-    right = _WIDTH - 200
+    right = _WIDTH - _LABELS
 
     def place(depth: float, speed: float) -> tuple[float, float]:
         return 60 + depth / deepest * (right - 60), _TOP + (1 - speed / top) * _PLOT_HEIGHT
 
-    parts = [_text(20, 24, "Greedy tokens per second against depth", size=15)]
-    parts += _axes(place, deepest, top, step)
+    parts = [
+        _text(20, 26, f"Greedy tokens per second against depth, {title}", size=15),
+        *_axes(place, deepest, top, step),
+    ]
     ends = []
-    for name, color in zip(figures, _line_colors(list(figures)), strict=True):
-        points = [place(depth, speed.median) for depth, speed in sorted(figures[name].speed_by_depth.items())]
-        path_data = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(f'<polyline points="{path_data}" fill="none" stroke="{color}" stroke-width="2"/>')
-        ends.append((points[-1][1], name, color))
-    for y, name, color in _apart(ends):
-        parts.append(_text(right + 10, y + 4, name, color=color))
-    _write(path, _TOP + _PLOT_HEIGHT + _BOTTOM, parts)
+    for name, (color, dash) in zip(known, _line_styles(list(known)), strict=True):
+        points = [place(depth, speed.median) for depth, speed in sorted(known[name].speed_by_depth.items())]
+        parts += _line(points, color, dash)
+        ends.append((points[-1], name, color))
+    _write(path, _TOP + _PLOT_HEIGHT + _BOTTOM, [*parts, *_end_labels(ends, right)])
+
+
+def _line(points: Sequence[tuple[float, float]], color: str, dash: str) -> list[str]:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    style = f'fill="none" stroke="{color}" stroke-width="2.2" stroke-dasharray="{dash}"'
+    dots = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{color}"/>' for x, y in points]
+    return [f'<polyline points="{path}" {style}/>', *dots]
+
+
+def _end_labels(ends: Sequence[tuple[tuple[float, float], str, str]], right: float) -> list[str]:
+    """A name for each line right of the plot, with a thin line to where it ends."""
+    parts = []
+    for y, (end_x, end_y), name, color in _apart(ends):
+        parts.append(
+            f'<line x1="{end_x + 5:.1f}" y1="{end_y:.1f}" x2="{right + 18:.1f}" y2="{y:.1f}" stroke="{color}" '
+            'stroke-width="0.7" stroke-dasharray="1 2"/>'
+        )
+        parts.append(_text(right + 22, y + 4, name, color=color))
+    return parts
 
 
 def _bar(name: str, found: PeerFigures, y: float, scale: float) -> list[str]:
@@ -83,29 +104,36 @@ def _axes(place: Place, deepest: int, top: float, step: float) -> list[str]:
     for depth in range(0, deepest + 1, max(1, int(_round_step(deepest / 5)))):
         x, y = place(depth, 0)
         parts.append(_text(x, y + 18, str(depth), anchor="middle"))
-    x, y = place(deepest / 2, 0)
-    return [*parts, _text(x, y + 38, "positions before the first new token", anchor="middle")]
+    (left, y), (x, _) = place(0, top), place(deepest / 2, 0)
+    parts.append(_text(left - 8, y - 12, "tokens/s", anchor="middle"))
+    return [*parts, _text(x, _TOP + _PLOT_HEIGHT + 40, "positions before the first new token", anchor="middle")]
 
 
-def _apart(ends: Sequence[tuple[float, str, str]]) -> list[tuple[float, str, str]]:
-    """The labels at the lines' ends, moved down where they would cover each other."""
-    placed: list[tuple[float, str, str]] = []
-    for y, name, color in sorted(ends):
-        above = placed[-1][0] if placed else -math.inf
-        placed.append((max(y, above + 15), name, color))
-    return placed
+def _apart(
+    ends: Sequence[tuple[tuple[float, float], str, str]],
+) -> list[tuple[float, tuple[float, float], str, str]]:
+    """A height for each line's name, by that of its end: not over another, and not below the plot."""
+    ordered = sorted(ends, key=lambda end: end[0][1])
+    heights: list[float] = []
+    for (_, y), _, _ in ordered:
+        heights.append(max(y, heights[-1] + _LINE) if heights else y)
+    lowest = float(_TOP + _PLOT_HEIGHT)
+    for i in reversed(range(len(heights))):
+        heights[i] = min(heights[i], lowest)
+        lowest = heights[i] - _LINE
+    return [(height, *end) for height, end in zip(heights, ordered, strict=True)]
 
 
-def _line_colors(names: Sequence[str]) -> list[str]:
-    """Shades of one color for each kind of peer."""
+def _line_styles(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Color and dashes."""
     seen: dict[str, int] = {}
-    colors = []
+    styles = []
     for name in names:
         kind = name.partition(" ")[0]
-        shades = _COLORS[kind]
-        colors.append(shades[seen.get(kind, 0) % len(shades)])
-        seen[kind] = seen.get(kind, 0) + 1
-    return colors
+        index = seen.get(kind, 0)
+        styles.append((_COLORS[kind][index % len(_COLORS[kind])], _DASHES[index % len(_DASHES)]))
+        seen[kind] = index + 1
+    return styles
 
 
 def _round_step(value: float) -> float:

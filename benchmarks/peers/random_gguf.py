@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from benchmarks.peers.gguf_file import F16, F32, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0, Format, Tensor, Value, write_gguf
@@ -15,7 +16,9 @@ from edgevlm_export.modules.moondream2 import Moondream2Config, TextConfig, Visi
 # Quantization -> (general.file_type, format of a tensor, given its name without block and the block's index).
 _FILE_TYPES = {"Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15}
 QUANTIZATIONS = tuple(_FILE_TYPES)
-_F16_FILE = 1
+# Of the image encoder's matrices: format -> (general.file_type, the format).
+_VISION_TYPES = {"f16": (1, F16), "q8_0": (7, Q8_0)}
+VISION_FORMATS = tuple(_VISION_TYPES)
 
 
 def write_text(path: Path, config: TextConfig, quantization: str) -> None:
@@ -23,14 +26,20 @@ def write_text(path: Path, config: TextConfig, quantization: str) -> None:
     write_gguf(path, text_metadata(config, quantization), mixed_tensors(config, quantization))
 
 
-def write_vision(path: Path, config: Moondream2Config) -> None:
-    """The image encoder's and projection's file."""
-    write_gguf(path, vision_metadata(config), list(vision_tensors(config.vision)))
+def write_vision(path: Path, config: Moondream2Config, form: str) -> None:
+    """The image encoder's and projection's file, in one of VISION_FORMATS."""
+    file_type, matrices = _VISION_TYPES[form]
+    write_gguf(path, vision_metadata(config, file_type), list(vision_tensors(config.vision, matrices)))
 
 
 def mixed_tensors(config: TextConfig, quantization: str) -> list[Tensor]:
     """All tensors of the language model as a quantization has them."""
     return list(text_tensors(config, _MIXES[quantization]))
+
+
+def possible_quantizations(config: TextConfig) -> tuple[str, ...]:
+    """Those whose blocks divide the model's rows: for others Q4_K_M means formats that are not written here."""
+    return tuple(name for name in QUANTIZATIONS if all(map(_divides, mixed_tensors(config, name))))
 
 
 def text_metadata(config: TextConfig, quantization: str) -> dict[str, Value]:
@@ -77,13 +86,13 @@ def text_tensors(config: TextConfig, choose: Callable[[str, int, int], Format]) 
             yield from _linear(f"blk.{block}.{name}", shape, choose(name, block, config.n_layers))
 
 
-def vision_metadata(config: Moondream2Config) -> dict[str, Value]:
+def vision_metadata(config: Moondream2Config, file_type: int) -> dict[str, Value]:
     """Sizes, and that the last block's output is what is projected: llama.cpp would take the one before."""
     vision = config.vision
     return {
         "general.architecture": "clip",
         "general.name": "moondream2 with random weights",
-        "general.file_type": _F16_FILE,
+        "general.file_type": file_type,
         "clip.has_vision_encoder": True,
         "clip.projector_type": "mlp",
         "clip.use_gelu": True,
@@ -101,24 +110,34 @@ def vision_metadata(config: Moondream2Config) -> dict[str, Value]:
     }
 
 
-def vision_tensors(config: VisionConfig) -> Iterator[Tensor]:
+def vision_tensors(config: VisionConfig, matrices: Format) -> Iterator[Tensor]:
     """One crop's features are projected; those of the tiles, which the newer model joins, llama.cpp does not have."""
     dim, patch = config.enc_dim, config.enc_patch_size
     n_inputs = config.in_channels * patch**2
     shape = (dim, config.in_channels, patch, patch)
+    linear = partial(_vision_linear, matrices)
     yield Tensor(name="v.patch_embd.weight", shape=shape, format=F16, std=1 / math.sqrt(n_inputs))
     yield Tensor(name="v.patch_embd.bias", shape=(dim,), format=F32, std=0.02)
     yield Tensor(name="v.position_embd.weight", shape=(config.n_patches, dim), format=F32, std=0.02)
     for block in range(config.enc_n_layers):
         yield from _norm(f"v.blk.{block}.ln1", dim)
         for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
-            yield from _linear(f"v.blk.{block}.{name}", (dim, dim), F16)
+            yield from linear(f"v.blk.{block}.{name}", (dim, dim))
         yield from _norm(f"v.blk.{block}.ln2", dim)
-        yield from _linear(f"v.blk.{block}.ffn_up", (config.enc_ff_dim, dim), F16)
-        yield from _linear(f"v.blk.{block}.ffn_down", (dim, config.enc_ff_dim), F16)
+        yield from linear(f"v.blk.{block}.ffn_up", (config.enc_ff_dim, dim))
+        yield from linear(f"v.blk.{block}.ffn_down", (dim, config.enc_ff_dim))
     yield from _norm("v.post_ln", dim)
-    yield from _linear("mm.0", (config.proj_inner_dim, dim), F16)
-    yield from _linear("mm.2", (config.proj_out_dim, config.proj_inner_dim), F16)
+    yield from linear("mm.0", (config.proj_inner_dim, dim))
+    yield from linear("mm.2", (config.proj_out_dim, config.proj_inner_dim))
+
+
+def _vision_linear(matrices: Format, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
+    """Rows that the format's blocks do not divide stay in float16, as llama.cpp's quantizer leaves them."""
+    return _linear(name, shape, F16 if shape[-1] % matrices.n_values else matrices)
+
+
+def _divides(tensor: Tensor) -> bool:
+    return tensor.shape[-1] % tensor.format.n_values == 0
 
 
 def _q4_0(name: str, block: int, n_blocks: int) -> Format:
@@ -141,6 +160,8 @@ _MIXES: dict[str, Callable[[str, int, int], Format]] = {"Q4_0": _q4_0, "Q8_0": _
 
 
 def _matrix(name: str, shape: tuple[int, ...], chosen: Format) -> Tensor:
+    if chosen is Q6_K and shape[-1] % Q6_K.n_values:
+        chosen = Q8_0  # as llama.cpp's quantizer does
     return Tensor(name=f"{name}.weight", shape=shape, format=chosen, std=1 / math.sqrt(shape[-1]))
 
 

@@ -2,107 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.peers.contestants import LLAMA, OURS, Contestant
 from benchmarks.peers.costs import crop_operations, prefix_operations
 from benchmarks.peers.figures import Figure, PeerFigures
+from benchmarks.peers.goals import Goal, best_of, goals
 from benchmarks.peers.machine import Limits
-from benchmarks.peers.workload import Workload
+from benchmarks.peers.models import Shapes
 from benchmarks.tables import table
-from edgevlm_export.modules.moondream2 import Moondream2Config
 
 _GB = 1e9
 _NONE = "-"
+_WORDS = {True: "yes", False: "no", None: _NONE}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """All that was measured. `one_image_rss` in bytes of those peers that have a mode for one image."""
+    """All that was measured."""
 
-    size: str
-    config: Moondream2Config
-    workload: Workload
+    shapes: Shapes
     limits: Limits
     contestants: Mapping[str, Contestant]
     figures: Mapping[str, PeerFigures]
-    one_image_rss: Mapping[str, int]
     absent: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """The model, for drawings."""
+        return f"{self.shapes.title} shapes, {self.shapes.workload.threads} threads"
 
     def of(self, kind: str) -> dict[str, PeerFigures]:
         """Figures of one kind of peer by name."""
         return {name: found for name, found in self.figures.items() if self.contestants[name].kind == kind}
 
+    def labeled(self) -> dict[str, PeerFigures]:
+        """Figures of all by what drawings call them."""
+        return {self.contestants[name].label: found for name, found in self.figures.items()}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A figure of ours, what it shall be, what it is, and whether that is enough; None where a side is missing."""
+    """A figure of ours, what it shall be, what it is, of whom, and whether that is enough; None without a peer."""
 
     what: str
     wanted: str
+    who: str
     got: str
     reached: bool | None
 
 
 def render(results: Results) -> str:
     """The README's section."""
-    workload = results.workload
-    asked = (
-        f"Moondream2 {results.size.upper()} shapes, random weights, {workload.threads} threads: a new image of one "
-        f"crop, {workload.prefix_tokens} positions, a question of {workload.question_tokens} tokens, "
-        f"{workload.answer_tokens} greedy tokens. Medians; ± is the width of the middle half of the runs."
-    )
     notes = [f"Not measured: {reason}." for reason in results.absent]
-    return "\n\n".join((asked, peer_table(results), target_table(results), limit_table(results), *notes))
+    return "\n\n".join((_about(results), target_table(results), peer_table(results), limit_table(results), *notes))
 
 
 def peer_table(results: Results) -> str:
-    """One row a peer."""
-    header = ["", "load", "vision, one crop", "first token", "second question", "tokens/s", "peak RSS", "one image"]
-    rows = []
-    for name, found in results.figures.items():
-        once = results.one_image_rss.get(name)
-        rows.append(
-            [
-                name,
-                _cell(found["load_ms"], 1e-3, "{:.1f} s"),
-                _cell(found["vision_ms"], 1e-3, "{:.2f} s"),
-                _cell(found["first_token_ms"], 1e-3, "{:.2f} s"),
-                _cell(found["second_question_ms"], 1.0, "{:.0f} ms"),
-                _cell(found["tokens_per_second"], 1.0, "{:.1f}"),
-                _gb(found["peak_rss"].median),
-                _gb(once or 0),
-            ]
-        )
-    return table(header, rows)
+    """One row a peer; the best of a column is bold."""
+    columns: dict[str, tuple[str, Callable[[Figure], str], bool]] = {
+        "load": ("load_ms", _in("{:.2f} s", 1e-3), False),
+        "vision, one crop": ("vision_ms", _in("{:.3g} s", 1e-3), False),
+        "first token": ("first_token_ms", _in("{:.3g} s", 1e-3), False),
+        "second question": ("second_question_ms", _in("{:.0f} ms", 1.0), False),
+        "after a restart": ("restart_ms", _in("{:.2f} s", 1e-3), False),
+        "tokens/s": ("tokens_per_second", _in("{:.1f}", 1.0), True),
+        "peak RSS": ("peak_rss", _gb, False),
+        "one image": ("one_image_rss", _gb, False),
+    }
+    cells = [_column(results, *column) for column in columns.values()]
+    labels = [results.contestants[name].label for name in results.figures]
+    return table(["", *columns], [list(row) for row in zip(labels, *cells, strict=True)])
 
 
 def target_table(results: Results) -> str:
-    """Ours against the best of llama.cpp, figure by figure, won or lost."""
-    words = {True: "yes", False: "no", None: _NONE}
-    rows = [[target.what, target.wanted, target.got, words[target.reached]] for target in targets(results)]
-    return table(["figure", "target", "measured", "reached"], rows)
+    """What was aimed at: the best pair of ours for each figure, and what each bundle gives without choosing."""
+    defaults = [name for name in results.of(OURS) if results.contestants[name].is_default]
+    rows = []
+    for goal, best in zip(_goals(results), targets(results), strict=True):
+        mine = [_judged(goal, results, name) for name in defaults]
+        rows.append([goal.what, goal.wanted, *map(_verdict, mine), _verdict(best), best.who])
+    labels = [results.contestants[name].label for name in defaults]
+    return table(["", "target", *labels, "best of EdgeVLM", "which"], rows)
 
 
 def targets(results: Results) -> list[Target]:
-    """Each with the best of our bundles."""
-    mine, theirs = results.of(OURS), results.of(LLAMA)
-    second, cold = _best(mine, "second_question_ms") / 1e3, _best(mine, "first_token_ms") / 1e3
-    return [
-        _at_most("time to first token, new image", mine, theirs, "first_token_ms", 0.30),
-        Target(
-            what="second question about an image",
-            wanted="at most 0.3 s and 0.05 of the first",
-            got=f"{second:.2f} s, {second / cold:.3f}",
-            reached=second <= 0.3 and second <= 0.05 * cold,
-        ),
-        _seconds("the same after a restart", mine, "restart_ms", 0.8),
-        _decode(mine, theirs),
-        _memory(results),
-        _at_most("vision encoder per crop", mine, theirs, "vision_ms", 0.15),
-        _seconds("load to ready", mine, "load_ms", 1.0),
-    ]
+    """Each with that pair of bundle and engine which is best at it."""
+    found = []
+    for goal in _goals(results):
+        name = best_of(goal, results.of(OURS))
+        found.append(_unknown(goal) if name is None else _judged(goal, results, name))
+    return found
 
 
 def limit_table(results: Results) -> str:
@@ -113,61 +104,75 @@ def limit_table(results: Results) -> str:
         f"bfloat16 {limits.bfloat16 / _GB:.0f}, float32 {limits.float32 / _GB:.0f} billion operations/s. "
         "Decode is a share of the memory's, vision and prefix of the fastest matrix product's."
     )
-    rows = [[name, *(f"{share:.0%}" for share in shares(results, name).values())] for name in results.figures]
-    return says + "\n\n" + table(["", "decode", "vision", "prefix"], rows)
+    rows = [
+        [results.contestants[name].label, *(f"{share:.0%}" for share in shares(results, name).values())]
+        for name in results.figures
+    ]
+    return says + "\n\n" + table(["share of the limit", "decode", "vision", "prefix"], rows)
 
 
 def shares(results: Results, name: str) -> dict[str, float]:
     """Of the machine's limits: bytes a token must read, operations a crop and a prefix must take."""
-    found, workload = results.figures[name], results.workload
-    depth = workload.prefix_tokens + workload.question_tokens
-    read = results.contestants[name].token.at(depth) * found["tokens_per_second"].median
-    crop = crop_operations(results.config.vision) / (found["vision_ms"].median / 1e3)
-    prefix = prefix_operations(results.config.text, workload.prefix_tokens) / (found["prefix_ms"].median / 1e3)
+    found, config, workload = results.figures[name], results.shapes.config, results.shapes.workload
+    n_bytes = results.contestants[name].weights_bytes + found["position_bytes"].median * workload.question_depth
+    crop = crop_operations(config.vision) / (found["vision_ms"].median / 1e3)
+    prefix = prefix_operations(config.text, workload.prefix_tokens) / (found["prefix_ms"].median / 1e3)
     peak = results.limits.matrix_peak
+    read = n_bytes * found["tokens_per_second"].median
     return {"decode": read / results.limits.bandwidth, "vision": crop / peak, "prefix": prefix / peak}
 
 
-def _at_most(
-    what: str, mine: Mapping[str, PeerFigures], theirs: Mapping[str, PeerFigures], name: str, limit: float
-) -> Target:
-    wanted = f"at most {limit:.2f} of llama.cpp's best"
-    if not theirs:
-        return Target(what=what, wanted=wanted, got=_NONE, reached=None)
-    ratio = _best(mine, name) / _best(theirs, name)
-    return Target(what=what, wanted=wanted, got=f"{ratio:.2f}", reached=ratio <= limit)
+def _about(results: Results) -> str:
+    workload = results.shapes.workload
+    settings = [
+        f"{contestant.variant} {contestant.settings}"
+        for contestant in results.contestants.values()
+        if contestant.kind == LLAMA
+    ]
+    weights = "trained weights against random ones" if results.shapes.name == "nano" else "random weights"
+    text = (
+        f"{results.shapes.title} shapes, {weights}, {workload.threads} threads: a new image of one crop, "
+        f"{workload.prefix_tokens} positions, a question of {workload.question_tokens} tokens, "
+        f"{workload.answer_tokens} greedy tokens. Medians; ± is the width of the middle half of the runs. "
+        "(auto) marks the engine that a bundle gets without choosing. "
+    )
+    return text + (f"llama.cpp's settings, the best that were found: {'; '.join(settings)}." if settings else "")
 
 
-def _seconds(what: str, mine: Mapping[str, PeerFigures], name: str, limit: float) -> Target:
-    seconds = _best(mine, name) / 1e3
-    return Target(what=what, wanted=f"at most {limit:g} s", got=f"{seconds:.2f} s", reached=seconds <= limit)
+def _column(results: Results, name: str, style: Callable[[Figure], str], most: bool) -> list[str]:
+    known = [found.get(name) for found in results.figures.values()]
+    medians = [figure.median for figure in known if figure is not None]
+    best = (max if most else min)(medians, default=None)
+    return [_NONE if figure is None else _bold(style(figure), figure.median == best) for figure in known]
 
 
-def _decode(mine: Mapping[str, PeerFigures], theirs: Mapping[str, PeerFigures]) -> Target:
-    what, wanted = "decode, tokens/s", "at least 1.5 of llama.cpp's best"
-    if not theirs:
-        return Target(what=what, wanted=wanted, got=_NONE, reached=None)
-    ratio = _best(mine, "tokens_per_second", max) / _best(theirs, "tokens_per_second", max)
-    return Target(what=what, wanted=wanted, got=f"{ratio:.2f}", reached=ratio >= 1.5)
+def _in(style: str, scale: float) -> Callable[[Figure], str]:
+    return lambda figure: f"{style.format(scale * figure.median)} ±{figure.spread:.0%}"
 
 
-def _memory(results: Results) -> Target:
-    what, wanted = "peak RSS of a run, int4", "at most 0.60 of llama.cpp's Q4_0"
-    theirs = results.figures.get(f"{LLAMA} Q4_0")
-    mine = [rss for name, rss in results.one_image_rss.items() if name.startswith(f"{OURS} int4")]
-    if theirs is None or not mine:
-        return Target(what=what, wanted=wanted, got=_NONE, reached=None)
-    ratio = min(mine) / theirs["peak_rss"].median
-    return Target(what=what, wanted=wanted, got=f"{ratio:.2f}", reached=ratio <= 0.6)
+def _gb(figure: Figure) -> str:
+    return f"{figure.median / _GB:.2f} GB"
 
 
-def _best(peers: Mapping[str, PeerFigures], name: str, choose: Callable[[list[float]], float] = min) -> float:
-    return choose([found[name].median for found in peers.values()])
+def _bold(text: str, is_bold: bool) -> str:
+    return f"**{text}**" if is_bold else text
 
 
-def _cell(figure: Figure, scale: float, style: str) -> str:
-    return f"{style.format(scale * figure.median)} ±{figure.spread:.0%}" if figure.median else _NONE
+def _goals(results: Results) -> Sequence[Goal]:
+    return goals(results.of(LLAMA))
 
 
-def _gb(n_bytes: float) -> str:
-    return f"{n_bytes / _GB:.2f} GB" if n_bytes else _NONE
+def _judged(goal: Goal, results: Results, name: str) -> Target:
+    judged = goal.judge(name, results.figures[name])
+    if judged is None:
+        return _unknown(goal)
+    who = results.contestants[name].variant
+    return Target(what=goal.what, wanted=goal.wanted, who=who, got=judged.text, reached=judged.reached)
+
+
+def _unknown(goal: Goal) -> Target:
+    return Target(what=goal.what, wanted=goal.wanted, who=_NONE, got=_NONE, reached=None)
+
+
+def _verdict(target: Target) -> str:
+    return target.got if target.reached is None else f"{target.got}: {_WORDS[target.reached]}"

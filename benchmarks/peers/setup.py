@@ -31,8 +31,12 @@ def main() -> int:
             "no clang, and gcc 12 builds AMX wrongly, so AMX stays off; `apt install clang libomp-dev`", file=sys.stderr
         )
     if not PYTHON.exists():
-        venv.create(VENV, with_pip=True)
-    print(f"building {PACKAGE} {VERSION} with {compiler[0]} in {VENV}: half an hour on two cores")
+        try:
+            venv.create(VENV, with_pip=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"no virtual environment, {PACKAGE} stays missing: {error}", file=sys.stderr)
+            return 1
+    print(f"building {PACKAGE} {VERSION} with {compiler[0]} in {VENV}: half an hour on two cores", flush=True)
     if _pip(compiler).returncode != 0 or missing() is not None:
         print(f"{PACKAGE} did not build; the benchmark runs without it", file=sys.stderr)
         return 1

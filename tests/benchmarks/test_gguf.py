@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,20 @@ def test_text_file_has_the_shapes_of_the_model(tmp_path: Path) -> None:
 
 
 def test_vision_file_projects_the_last_block(tmp_path: Path) -> None:
-    write_vision(tmp_path / "vision.gguf", TINY)
+    write_vision(tmp_path / "vision.gguf", TINY, "f16")
     read = Reader(tmp_path / "vision.gguf")
     assert read.metadata["clip.vision.feature_layer"] == [TINY.vision.enc_n_layers]
     assert read.tensors["v.patch_embd.weight"][:2] == ((14, 14, 3, 48), 1)
     assert read.tensors["v.blk.1.ffn_down.weight"][0] == (134, 48)
+
+
+def test_vision_matrices_of_8_bits_where_blocks_divide_the_rows(tmp_path: Path) -> None:
+    """The published image encoder's second MLP matrix has rows of 4304 values, 134.5 blocks."""
+    vision = replace(SIZE_2B.vision, enc_n_layers=1, enc_dim=64, enc_ff_dim=48, proj_inner_dim=32, proj_out_dim=32)
+    write_vision(tmp_path / "vision.gguf", replace(SIZE_2B, vision=vision), "q8_0")
+    formats = {name: form for name, (_, form, _) in Reader(tmp_path / "vision.gguf").tensors.items()}
+    assert (formats["v.blk.0.ffn_up.weight"], formats["v.blk.0.ffn_down.weight"]) == (8, 1)
+    assert (formats["v.patch_embd.weight"], formats["mm.2.weight"]) == (1, 8)
 
 
 def test_mixes_take_the_bytes_that_llama_cpp_publishes() -> None:
