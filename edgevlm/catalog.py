@@ -28,6 +28,15 @@ class TokenizerSource:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TowerSource:
+    """An image encoder that is published apart from the model that looks through it; `files` are patterns."""
+
+    repo: str
+    revision: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CatalogEntry:
     """One model of the catalog; the comment at the top of models.yaml says what each field means."""
 
@@ -42,7 +51,9 @@ class CatalogEntry:
     files: tuple[str, ...] = ()
     variant: str | None = None
     tokenizer: TokenizerSource | None = None
+    vision_tower: TowerSource | None = None
     folder: str | None = None
+    gather: str | None = None
 
 
 def canonical(name: str) -> str:

@@ -94,10 +94,11 @@ def token_deficits(order: Order, answers: Sequence[Sequence[int]]) -> FloatArray
     try:
         parts = open_text(bundle, graphs)
         tower = VisionTower(needed(bundle.manifest.image, "image"), *(graphs.open(role) for role in VISION_ROLES))
-        cache = parts.read_image(tower.encode(load_image(order.images[0]), None))
+        read = parts.read_image([tower.encode(load_image(order.images[0]), None)])
         deficits = []
         for question, ids in zip(order.questions, answers, strict=True):
-            steps = follow(parts.decoder, cache, parts.prompts.query(question).ids, ids)
+            prompt = parts.embed(parts.prompts.query(question), read.states)
+            steps = follow(parts.decoder, read.cache, prompt, ids)
             logits = suppress(np.stack([step.logits for step in steps]), parts.spec.suppressed_ids)
             deficits.append(choice_deficits(logits, ids))
         return np.concatenate(deficits)

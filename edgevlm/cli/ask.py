@@ -27,7 +27,8 @@ def run(
 ) -> None:
     """Answer a prompt about an image. Of several images each is answered in turn, its name on stderr.
 
-    A model that only classifies answers every prompt with what it sees.
+    A model that sees several images at once takes them as the frames of one video, and also a video file or a folder
+    of frames. A model that only classifies answers every prompt with what it sees.
     """
     *images, prompt = arguments
     if not images:
@@ -39,6 +40,8 @@ def run(
     with Session(flags, many_images=len(images) > 1) as session:
         if "query" not in session.model.manifest.tasks:
             _tell_classes(session, images, flags)
+        elif session.takes_frames:
+            session.print_answer(session.model.stream(session.look(images), prompt, session.options))
         elif flags.json and len(images) > 1:
             _print_together(session, images, prompt)
         else:
@@ -48,7 +51,7 @@ def run(
 def caption(image: ImageArgument, flags: TextFlags, length: Length = "normal") -> None:
     """Describe an image."""
     with Session(flags) as session:
-        session.print_answer(session.model.stream_caption(read_image(image), length, session.options))
+        session.print_answer(session.model.stream_caption(session.look([image]), length, session.options))
 
 
 def query(
@@ -65,7 +68,7 @@ def query(
         raise InvalidOption(f"the question is missing, or not the last argument: {question} is a file")
     check_words(question, "question")
     with Session(flags) as session:
-        image = read_image(images[0]) if images else None
+        image = session.look(images) if images else None
         session.print_answer(session.model.stream(image, question, session.options))
 
 

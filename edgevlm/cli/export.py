@@ -37,11 +37,14 @@ NameArgument = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class _Wish:
-    """What the command line says about one export; options of image models are off where not given."""
+    """What the command line says about one export; options of some models only are off where not given."""
 
     source: Path | None
     tokenizer: Path | None
+    vision_tower: Path | None
     labels: Path | None
+    stage: int | None
+    prompts: str | None
     calibration: Path | None
     revision: str | None
     out: Path
@@ -61,7 +64,19 @@ def export(
         Path | None, typer.Option("--from", help="A checkpoint's file or folder, instead of a download.")
     ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json, instead of the checkpoint's.")] = None,
+    vision_tower: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The image encoder, where the checkpoint has none [vision_tower]."),
+    ] = None,
     labels: Annotated[Path | None, typer.Option(help="The names of the classes, one a line.")] = None,
+    stage: Annotated[
+        int | None,
+        typer.Option(min=1, max=4, help="The stage of TinyGPT-V's training, where its file's name is silent."),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(metavar="STYLE", help="How TinyGPT-V is asked: benchmark, inst or demo; chat or alignment."),
+    ] = None,
     calibration: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Images that int8 is fitted to [examples and drawn scenes].")
     ] = None,
@@ -92,7 +107,10 @@ def export(
     wish = _Wish(
         source=source,
         tokenizer=tokenizer,
+        vision_tower=vision_tower,
         labels=labels,
+        stage=stage,
+        prompts=prompts,
         calibration=calibration,
         revision=revision,
         out=out or bundle_folder(entry.name, npu or precision),
@@ -121,8 +139,9 @@ def pull(name: NameArgument, verbose: Verbose = False) -> None:
     with _export_extra():
         from edgevlm_export.checkpoint import download
     checkpoint = _published(entry, None)
-    if (tokenizer := _published_tokenizer(entry)) is not None:
-        download(tokenizer)
+    for extra in (_published_tokenizer(entry), _published_tower(entry)):
+        if extra is not None:
+            download(extra)
     emit_line(str(download(checkpoint)))
 
 
@@ -141,6 +160,8 @@ def _check(wish: _Wish) -> None:
     """
     if wish.labels is not None and not wish.labels.is_file():
         raise InvalidOption(f"--labels {wish.labels}: there is no such file")
+    if wish.vision_tower is not None and not wish.vision_tower.exists():
+        raise InvalidOption(f"--vision-tower {wish.vision_tower}: there is no such folder; give one with a CLIP in it")
     if wish.calibration is not None and not wish.calibration.is_dir():
         raise InvalidOption(f"--calibration {wish.calibration}: there is no such folder; give one with images in it")
     if wish.calibration is not None and wish.precision != "int8":
@@ -175,7 +196,10 @@ def _request(entry: CatalogEntry, wish: _Wish) -> ExportRequest:
         revision=wish.revision or entry.revision,
         variant=entry.variant,
         tokenizer=wish.tokenizer or (None if folder else _published_tokenizer(entry)),
+        vision_tower=wish.vision_tower or _published_tower(entry),
         labels=wish.labels,
+        stage=wish.stage,
+        prompts=wish.prompts,
         calibration=wish.calibration,
         openvino=wish.openvino,
         npu=wish.npu,
@@ -202,6 +226,10 @@ def _shipped(entry: CatalogEntry) -> Path | None:
 def _published(entry: CatalogEntry, revision: str | None) -> HubSource:
     from edgevlm_export.checkpoint import HubSource
 
+    if entry.gather is not None:
+        raise ExportError(
+            f"{entry.name} is not published in one place; give a folder with --from that holds {entry.gather}"
+        )
     if entry.repo is None or entry.revision is None:
         raise ExportError(f"{entry.name} has no checkpoint to download; export it from a folder with --from")
     return HubSource(repo=entry.repo, revision=revision or entry.revision, files=entry.files)
@@ -212,6 +240,13 @@ def _published_tokenizer(entry: CatalogEntry) -> HubSource | None:
 
     found = entry.tokenizer
     return HubSource(repo=found.repo, revision=found.revision, files=(found.file,)) if found else None
+
+
+def _published_tower(entry: CatalogEntry) -> HubSource | None:
+    from edgevlm_export.checkpoint import HubSource
+
+    found = entry.vision_tower
+    return HubSource(repo=found.repo, revision=found.revision, files=found.files) if found else None
 
 
 @contextmanager

@@ -72,6 +72,17 @@ def counting(what: str, total: int) -> Iterator[Callable[[], None]]:
         yield lambda: bars.advance(task)
 
 
+@contextmanager
+def following(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Something to call with the index and the number of frames before each; its bar is gone when the block ends."""
+    if not sys.stderr.isatty():
+        yield lambda index, total: None
+        return
+    with _bars(transient=True) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda index, total: bars.update(task, completed=index, total=total)
+
+
 def _nothing() -> None:
     """Progress that nobody watches."""
 

@@ -12,6 +12,7 @@ import typer
 
 from edgevlm.cli.flags import ModelFlags, OpenFlags, TextFlags
 from edgevlm.cli.output import emit, emit_json, emit_line, note, note_log
+from edgevlm.cli.progress import following
 from edgevlm.home import BUILT_IN, load, that_can
 from edgevlm_runtime.errors import InvalidOption
 from edgevlm_runtime.records import write_record
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
     from edgevlm_runtime.image import ImageSource
     from edgevlm_runtime.labels import Classification
     from edgevlm_runtime.manifest import Task
-    from edgevlm_runtime.model import Model
+    from edgevlm_runtime.model import AnyImage, Model
     from edgevlm_runtime.streams import AnswerStream
 
 STDIN = "-"
 
-ImageArgument = Annotated[str, typer.Argument(metavar="IMAGE", help="An image file, or - for stdin.")]
+ImageArgument = Annotated[str, typer.Argument(metavar="IMAGE", help="An image file, or - for stdin; a video.")]
 
 _INTRODUCTION = (
     f"edgevlm: the built-in {BUILT_IN} answers, which knows drawn scenes, digits and short words; for photographs run "
@@ -69,6 +70,23 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.model.close()
+
+    @property
+    def takes_frames(self) -> bool:
+        """Whether the model sees several images at once."""
+        spec = self.model.manifest.image
+        return spec is not None and spec.frames is not None
+
+    def look(self, arguments: Sequence[str]) -> AnyImage:
+        """What IMAGE arguments stand for; frames are encoded here, and counted on a terminal."""
+        from edgevlm_runtime.frames import is_frames
+
+        images = [read_image(argument) for argument in arguments]
+        source = images[0] if len(images) == 1 else images
+        if not self.takes_frames or not is_frames(source):
+            return source
+        with following("frames") as seen:
+            return self.model.encode(source, checkpoint=seen)
 
     def introduce(self) -> None:
         """Say on stderr, once, that nobody chose the model that answers. Not before it does: errors are one line."""

@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -76,8 +75,7 @@ def observe(recipe: Recipe, part_done: Callable[[], None] = lambda: None) -> Cal
     tokenizer = TextTokenizer(family_part(recipe.tokenizer, "tokenizer"))
     image = observe_image(family_part(recipe.parts.image, "image"), reference.open, draw_texture(), MAX_CROPS)
     part_done()
-    prefix = np.concatenate((reference.embed((spec.bos_id,)), image.tokens))
-    steps = reference.follow(prefix, tuple(conversations(spec, Prompts(spec, tokenizer), tokenizer)))
+    steps = reference.follow(image.tokens, tuple(conversations(spec, Prompts(spec, tokenizer), tokenizer)))
     part_done()
     roles = {request.role: request for request in recipe.graphs}
     for role, values in region_inputs(steps.hidden).items():

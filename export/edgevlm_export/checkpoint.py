@@ -43,6 +43,27 @@ class LazyWeight:
         return LazyWeight(origin=self.origin, shape=self.shape[::-1], read=lambda: self.read().T)
 
 
+def joined(*parts: LazyWeight) -> LazyWeight:
+    """Tensors one after the other along their first axis.
+
+    Raises:
+        CheckpointError: their other axes differ.
+    """
+    first = parts[0]
+    for part in parts:
+        if part.shape[1:] != first.shape[1:]:
+            raise CheckpointError(
+                f"tensor {part.origin}: has shape {part.shape}, which does not fit {first.origin} of {first.shape}"
+            )
+    shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
+    return LazyWeight(origin=first.origin, shape=shape, read=lambda: torch.cat([part.read() for part in parts]))
+
+
+def zeros(*shape: int) -> LazyWeight:
+    """A tensor that a checkpoint leaves out because it is zero."""
+    return LazyWeight(origin="zeros", shape=shape, read=lambda: torch.zeros(shape))
+
+
 @dataclass(frozen=True, kw_only=True)
 class HubSource:
     """A repository of the hub at one revision; `files` are patterns of what to download."""

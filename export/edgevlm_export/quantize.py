@@ -23,6 +23,7 @@ from edgevlm_runtime.manifest import Precision
 if TYPE_CHECKING:
     from edgevlm_export.families.family import GraphRequest  # families use this module
 
+INT4_ROLES = ("prefuse", "decoder")
 _BLOCK_SIZES = (128, 64, 32)  # weights that share one scale; engines multiply these about equally fast
 _SCALE_BYTES = 4
 _ZERO = 128  # what 0 is stored as: MatMulNBits reads uint8 around it
@@ -55,19 +56,20 @@ NOT_CALIBRATED = Calibration()
 
 
 def graph_precision(request: GraphRequest, precision: Precision) -> Precision:
-    """What most matrices of a graph are stored in: int4 is for decoders, where bytes are what a token costs."""
-    return "int8" if precision == "int4" and request.role != "decoder" else precision
+    """What most matrices of a graph are stored in: int4 is for what reads text, where bytes are what a token costs."""
+    return "int8" if precision == "int4" and request.role not in INT4_ROLES else precision
 
 
 def policy_of(request: GraphRequest, precision: Precision) -> Policy:
-    """The graph's precision, but for what the family keeps in float32, or in 8 bits of an int4 bundle."""
+    """The graph's precision, but for what the family keeps in float32, or in an int4 bundle in more or fewer bits."""
     usual = graph_precision(request, precision)
-    in_int4: Precision = "int8" if usual == "int4" else usual
 
     def policy(name: str) -> Precision:
         if name in request.high_precision:
             return "fp32"
-        return in_int4 if name in request.eight_bits else usual
+        if precision == "int4" and name in request.four_bits:
+            return "int4"
+        return "int8" if usual == "int4" and name in request.eight_bits else usual
 
     return policy
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -18,7 +18,8 @@ from edgevlm_export.families.family import GraphRequest, Recipe
 from edgevlm_export.streaming import streamed
 from edgevlm_runtime.engines import Array, FloatArray, Shared
 from edgevlm_runtime.errors import ExportError
-from edgevlm_runtime.manifest import Role
+from edgevlm_runtime.manifest import FusionSpec, Role
+from edgevlm_runtime.prompts import before_image
 
 _T = TypeVar("_T")
 
@@ -42,6 +43,14 @@ class ReferenceSteps:
     hidden: FloatArray
 
 
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """An image as the decoder is given it: its prefix, and prompts about it, each float32 (tokens, dim)."""
+
+    prefix: FloatArray
+    prompts: tuple[FloatArray, ...]
+
+
 class Reference:
     """A recipe's module in float32."""
 
@@ -59,24 +68,63 @@ class Reference:
         embeddings: FloatArray = table[list(token_ids)].float().numpy()
         return embeddings
 
-    def follow(self, prefix: FloatArray, samples: Sequence[Sample]) -> ReferenceSteps:
-        """Every step of all samples after one prefix (tokens, dim), all tokens of which see each other.
+    def see(self, images: Sequence[FloatArray], prompts: Sequence[Sequence[int]]) -> list[Seen]:
+        """What the decoder is given of each image, from its tokens (tokens, dim), and of each prompt about it."""
+        before = before_image(family_part(self._recipe.parts.prompt, "prompt"))
+        if self._recipe.parts.fusion is not None:
+            return self._fuse(images, (before, *prompts), self._recipe.parts.fusion)
+        start, words = self.embed(before), tuple(self.embed(ids) for ids in prompts)
+        return [Seen(prefix=np.concatenate((start, image)), prompts=words) for image in images]
 
-        The samples stand behind the prefix one after the other, each at the same positions and hidden from the
+    def follow(self, image: FloatArray, samples: Sequence[Sample]) -> ReferenceSteps:
+        """Every step of all samples about an image of tokens (tokens, dim).
+
+        The samples stand behind the image one after the other, each at the same positions and hidden from the
         others: one pass, in which every parameter is read once.
         """
-        return self.follow_each((prefix,), samples)
+        return self.follow_each((image,), samples)
 
-    def follow_each(self, prefixes: Sequence[FloatArray], samples: Sequence[Sample]) -> ReferenceSteps:
-        """`follow` after several prefixes (tokens, dim), which do not see each other, still in one pass."""
+    def follow_each(self, images: Sequence[FloatArray], samples: Sequence[Sample]) -> ReferenceSteps:
+        """`follow` about several images (tokens, dim), which do not see each other, still in one pass."""
         build = family_part(self._recipe.decoder, "decoder")
-        words = [self.embed((*s.prompt, *s.answer[:-1])) for s in samples]
-        embeddings = np.concatenate([part for prefix in prefixes for part in (prefix, *words)])
-        positions, mask, rows = _join([pack(len(prefix), samples) for prefix in prefixes])
+        causal = family_part(self._recipe.parts.prompt, "prompt").image_attention == "causal"
+        answers = [self.embed(sample.answer[:-1]) for sample in samples]
+        parts, packs = [], []
+        for seen in self.see(images, [sample.prompt for sample in samples]):
+            texts = [np.concatenate(text) for text in zip(seen.prompts, answers, strict=True)]
+            parts += [seen.prefix, *texts]
+            packs.append(pack(len(seen.prefix), list(map(len, texts)), causal=causal))
+        packed = _join(packs)
+        asked = [sample for _ in images for sample in samples]
+        rows = [torch.arange(end - len(each.answer), end) for end, each in zip(packed.ends, asked, strict=True)]
         module = build(self._recipe.build())
         with streamed(module, self._recipe.weights, unused=(self._recipe.embedding or "",)):
-            logits, hidden = module(torch.from_numpy(embeddings)[None], positions, mask, rows)
+            embeddings = torch.from_numpy(np.concatenate(parts))[None]
+            logits, hidden = module(embeddings, packed.positions, packed.mask, torch.cat(rows))
         return ReferenceSteps(logits=logits.numpy(), hidden=hidden.numpy())
+
+    def _fuse(self, images: Sequence[FloatArray], texts: Sequence[Sequence[int]], spec: FusionSpec) -> list[Seen]:
+        """`see`, the first of the texts being what stands before the image, in one pass over all images."""
+        words = [self.embed([token for token in ids if token not in spec.raw_ids]) for ids in texts]
+        lengths = list(map(len, words))
+        packed = _join([pack(len(image) + lengths[0], lengths[1:], causal=True) for image in images])
+        embeddings = torch.from_numpy(np.concatenate([part for image in images for part in (image, *words)]))
+        module = family_part(self._recipe.fuser, "fuser")(self._recipe.build())
+        with streamed(module, self._recipe.weights):
+            fused = module(embeddings[None], packed.positions, packed.mask)[0].numpy()
+        ends = np.cumsum([length for image in images for length in (len(image), *lengths)])
+        parts = iter(np.split(fused, ends[:-1]))
+        seen = []
+        for image in parts:
+            before, *prompts = (self._restore(ids, next(parts), spec) for ids in texts)
+            seen.append(Seen(prefix=np.concatenate((before, image[-spec.n_compressed :])), prompts=tuple(prompts)))
+        return seen
+
+    def _restore(self, ids: Sequence[int], fused: FloatArray, spec: FusionSpec) -> FloatArray:
+        """The embeddings (tokens, dim) of ids, those that went through fusion replaced by what came out."""
+        embeddings = self.embed(ids)
+        embeddings[[token not in spec.raw_ids for token in ids]] = fused
+        return embeddings
 
 
 class TorchGraph:
@@ -96,29 +144,38 @@ class TorchGraph:
         return {spec.name: tensor.numpy() for spec, tensor in zip(self.request.outputs, tensors, strict=True)}
 
 
-def pack(n_prefix: int, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions (tokens,), boolean mask (tokens, tokens) and rows to read of a prefix and samples in one sequence."""
-    lengths = [len(sample.prompt) + len(sample.answer) - 1 for sample in samples]
-    n_tokens = n_prefix + sum(lengths)
+@dataclass(frozen=True, kw_only=True)
+class Pack:
+    """Several texts in one sequence: positions (tokens,), boolean mask (tokens, tokens), and where each text ends."""
+
+    positions: Tensor
+    mask: Tensor
+    ends: tuple[int, ...]
+
+
+def pack(n_prefix: int, lengths: Sequence[int], *, causal: bool) -> Pack:
+    """A prefix and texts behind it, which do not see each other; the prefix's tokens all do unless `causal`."""
+    ends = tuple(accumulate(lengths, initial=n_prefix))
+    n_tokens = ends[-1]
     mask = torch.zeros(n_tokens, n_tokens, dtype=torch.bool)
     mask[:, :n_prefix] = True
-    positions, rows = [torch.arange(n_prefix)], []
-    start = n_prefix
-    for sample, length in zip(samples, lengths, strict=True):
-        end = start + length
-        mask[start:end, start:end] = torch.ones(length, length, dtype=torch.bool).tril()
-        positions.append(torch.arange(n_prefix, n_prefix + length))
-        rows.append(torch.arange(end - len(sample.answer), end))
-        start = end
-    return torch.cat(positions), mask, torch.cat(rows)
+    if causal:
+        mask[:n_prefix, :n_prefix].tril_()
+    positions = [torch.arange(n_prefix)]
+    for start, end in pairwise(ends):
+        mask[start:end, start:end] = torch.ones(end - start, end - start, dtype=torch.bool).tril()
+        positions.append(torch.arange(n_prefix, n_prefix + end - start))
+    return Pack(positions=torch.cat(positions), mask=mask, ends=ends[1:])
 
 
-def _join(packs: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+def _join(packs: Sequence[Pack]) -> Pack:
     """Several of `pack` as one sequence, hidden from each other."""
-    positions, masks, rows = zip(*packs, strict=True)
-    starts = accumulate((len(part) for part in positions[:-1]), initial=0)
-    moved = [part + start for part, start in zip(rows, starts, strict=True)]
-    return torch.cat(positions), torch.block_diag(*masks), torch.cat(moved)
+    starts = accumulate((len(part.positions) for part in packs[:-1]), initial=0)
+    return Pack(
+        positions=torch.cat([part.positions for part in packs]),
+        mask=torch.block_diag(*(part.mask for part in packs)),
+        ends=tuple(start + end for start, part in zip(starts, packs, strict=True) for end in part.ends),
+    )
 
 
 def family_part(part: _T | None, name: str) -> _T:

@@ -19,9 +19,9 @@ class ExportRequest:
     `source` is a folder or file in the family's layout, or a repository of the hub; `revision` says which published
     one a folder holds, where known; `variant` which model of the family it is. `tokenizer` replaces the tokenizer.json
     of the source, `labels` the names of its classes (a line each).
-    `kv_cache` is what keys and values are kept as by models that generate text; None is the default of the precision.
-    `openvino` writes OpenVINO IR as well. Of image models, `calibration` is a folder of images to calibrate on; `npu`
-    names the chip to compile for.
+    `vision_tower`, `stage` and `prompts` are as in `ReadOptions`. `kv_cache` is what keys and values are kept as by
+    models that generate text; None is the default of the precision. `openvino` writes OpenVINO IR as well. Of image
+    models, `calibration` is a folder of images to calibrate on; `npu` names the chip to compile for.
     """
 
     name: str
@@ -34,6 +34,9 @@ class ExportRequest:
     variant: str | None = None
     tokenizer: Path | HubSource | None = None
     labels: Path | None = None
+    vision_tower: Path | HubSource | None = None
+    stage: int | None = None
+    prompts: str | None = None
     calibration: Path | None = None
     openvino: bool = False
     npu: str | None = None
@@ -83,7 +86,13 @@ def read_options(request: ExportRequest) -> ReadOptions:
     if isinstance(tokenizer, HubSource):
         tokenizer = download(tokenizer) / tokenizer.files[0]
     return ReadOptions(
-        revision=revision_of(request), variant=request.variant, tokenizer=tokenizer, labels=request.labels
+        revision=revision_of(request),
+        variant=request.variant,
+        tokenizer=tokenizer,
+        labels=request.labels,
+        vision_tower=request.vision_tower,
+        stage=request.stage,
+        prompts=request.prompts,
     )
 
 
@@ -106,6 +115,7 @@ def manifest_of(request: ExportRequest, family: str, parts: ManifestParts, graph
         provenance=_provenance(request),
         image=parts.image,
         cache=parts.cache,
+        fusion=parts.fusion,
         prompt=parts.prompt,
         region=parts.region,
         sampling=parts.sampling,

@@ -1,4 +1,4 @@
-"""Before int4: the decoder's matrices rounded one after the other, on the inputs that the rounded ones before leave.
+"""Before int4: matrices that read text rounded one after the other, on the inputs that the rounded ones before leave.
 
 The original runs over images and conversations, layer by layer as always; each matrix is rounded when its inputs are
 known, and the rest of the model runs on with what its codes stand for. No more than one matrix is held.
@@ -6,7 +6,7 @@ known, and the rest of the model runs on with what its codes stand for. No more 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,8 +25,8 @@ from edgevlm_export.quantize import Outliers, policy_of, read_float32
 from edgevlm_export.reference import Reference, family_part
 from edgevlm_export.scene import conversations
 from edgevlm_export.weights import Weights
-from edgevlm_runtime.engines import FloatArray
 from edgevlm_runtime.errors import CheckpointError
+from edgevlm_runtime.preprocess import make_crops
 from edgevlm_runtime.probe import observe_image
 from edgevlm_runtime.prompts import Prompts
 from edgevlm_runtime.tokenizer import TextTokenizer
@@ -60,6 +60,8 @@ class _Rounder:
         return module
 
     def _see(self, name: str, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if name in self.matrices:
+            return
         x: Tensor = inputs[0].flatten(end_dim=-2)
         gram = x.T @ x
         if not torch.isfinite(gram).all():
@@ -90,16 +92,24 @@ def int4_names(recipe: Recipe) -> frozenset[str]:
     Raises:
         ExportError: the family has no decoder.
     """
-    decoder = family_part(recipe.decoder, "decoder")(recipe.build())
-    policy = policy_of(next(request for request in recipe.graphs if request.role == "decoder"), "int4")
-    names = {f"{name}.weight" for name, layer in decoder.named_modules() if isinstance(layer, Linear)}
-    return frozenset(name for name in names if policy(name) == "int4")
+    parts = {"vision": None, "decoder": family_part(recipe.decoder, "decoder"), "prefuse": recipe.fuser}
+    return frozenset(
+        name
+        for request in recipe.graphs
+        if request.role in parts
+        for name in _matrices((parts[request.role] or request.build)(recipe.build()))
+        if policy_of(request, "int4")(name) == "int4"
+    )
+
+
+def _matrices(module: nn.Module) -> Iterator[str]:
+    return (f"{name}.weight" for name, layer in module.named_modules() if isinstance(layer, Linear))
 
 
 def round_matrices(
     recipe: Recipe, outliers: Outliers, folder: Path, rounded: Callable[[], None] = lambda: None
 ) -> Int4Matrices:
-    """Round the decoder's matrices into files of `folder`; `rounded` is called after each.
+    """Round the matrices of `int4_names` into files of `folder`; `rounded` is called after each.
 
     Raises:
         ExportError: the family lacks what calibration needs.
@@ -108,18 +118,14 @@ def round_matrices(
     spec = family_part(recipe.parts.prompt, "prompt")
     tokenizer = TextTokenizer(family_part(recipe.tokenizer, "tokenizer"))
     samples = tuple(conversations(spec, Prompts(spec, tokenizer), tokenizer))
-    prefixes = _prefixes(recipe, spec.bos_id)
     rounder, names = _Rounder(recipe.weights, outliers, folder, rounded), int4_names(recipe)
     watched = replace(recipe, build=lambda: rounder.watch(recipe.build(), names), weights=rounder.weights())
-    Reference(watched).follow_each(prefixes, samples)
+    reference, image = Reference(watched), family_part(recipe.parts.image, "image")
+    pictures = calibration_images(None)[:_N_IMAGES]
+    if any(request.four_bits for request in recipe.graphs):
+        # All at once: a matrix is rounded when it is first called.
+        crops = [make_crops(pixels, image, _MAX_CROPS)[0] for pixels in pictures]
+        reference.open("vision").run({"crops": np.concatenate(crops)})
+    images = [observe_image(image, reference.open, pixels, _MAX_CROPS).tokens for pixels in pictures]
+    reference.follow_each(images, samples)
     return rounder.matrices
-
-
-def _prefixes(recipe: Recipe, bos_id: int) -> list[FloatArray]:
-    """What stands before the conversations: images as the original sees them."""
-    reference, image = Reference(recipe), family_part(recipe.parts.image, "image")
-    start = reference.embed((bos_id,))
-    observed = [
-        observe_image(image, reference.open, pixels, _MAX_CROPS) for pixels in calibration_images(None)[:_N_IMAGES]
-    ]
-    return [np.concatenate((start, seen.tokens)) for seen in observed]

@@ -52,19 +52,28 @@ def export_text(recipe: Recipe, request: ExportRequest, folder: Path, progress: 
         check_space(folder, n_copies * emit.planned_bytes([model for _, model in graphs], recipe, request.precision))
         manifest = _emit_all(graphs, recipe, request, folder, progress)
     progress.start("checksums")
-    manifest = write_manifest(folder, replace(manifest, notes=_notes(calibration.outliers)))
+    manifest = write_manifest(folder, replace(manifest, notes={**manifest.notes, **_notes(calibration.outliers)}))
     progress.start("verify", N_PARTS)
     report = verify_export(folder, recipe, progress.advance)
     write_manifest(folder, replace(manifest, fidelity=report, golden=GOLDEN))
 
 
-def _cache_type(request: ExportRequest) -> CacheType:
-    return request.kv_cache or _CACHE_TYPES[request.precision]
+def _cache_type(request: ExportRequest, recipe: Recipe) -> CacheType:
+    """What is asked for, or the precision's default that the model's attention allows.
+
+    Raises:
+        InvalidOption: the model can not keep what is asked for.
+    """
+    if recipe.scales_cache:
+        return request.kv_cache or _CACHE_TYPES[request.precision]
+    if request.kv_cache == "int8":
+        raise InvalidOption(f"{request.name} changes keys after the matrix that makes them: choose --kv-cache float16")
+    return request.kv_cache or ("float32" if request.precision == "fp32" else "float16")
 
 
 def _calibrate(recipe: Recipe, request: ExportRequest, progress: Progress) -> Calibration:
     floats = request.precision in ("fp32", "fp16")
-    if floats and _cache_type(request) != "int8":
+    if floats and _cache_type(request, recipe) != "int8":
         return NOT_CALIBRATED
     progress.start("calibrate", calibrate.N_PARTS)
     found = calibrate.observe(recipe, progress.advance)
@@ -91,11 +100,12 @@ def _trace_all(
     recipe: Recipe, request: ExportRequest, calibrated: tuple[Calibration, Int4Matrices], progress: Progress
 ) -> list[tuple[GraphRequest, ir.Model]]:
     progress.start("trace", len(recipe.graphs))
+    cache_type = _cache_type(request, recipe)
     graphs = []
     for graph in recipe.graphs:
         model = trace(graph, recipe.build())
         policy = policy_of(graph, request.precision)
-        graphs.append((graph, run_passes(model, graph, recipe.weights, policy, *calibrated, _cache_type(request))))
+        graphs.append((graph, run_passes(model, graph, recipe.weights, policy, *calibrated, cache_type)))
         progress.advance()
     return graphs
 
@@ -120,11 +130,12 @@ def _emit_all(
     if request.openvino:
         progress.start("write OpenVINO IR", len(specs))
         specs = {role: _with_ir(spec, folder, progress) for role, spec in specs.items()}
-    specs = {role: _with_cache(spec, folder, _cache_type(request)) for role, spec in specs.items()}
+    cache_type = _cache_type(request, recipe)
+    specs["decoder"] = _with_cache(specs["decoder"], folder, cache_type)
     manifest = manifest_of(request, recipe.family, recipe.parts, specs)
     return replace(
         manifest,
-        cache=manifest.cache and replace(manifest.cache, dtype=_cache_type(request)),
+        cache=manifest.cache and replace(manifest.cache, dtype=cache_type),
         tokenizer=emit.emit_tokenizer(recipe.tokenizer, folder),
         embedding=emit.emit_embedding(recipe, folder, request.precision),
     )

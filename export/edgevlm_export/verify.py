@@ -5,7 +5,7 @@ The bundle is measured first and closed, then the module runs layer by layer: th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 
 from edgevlm_export.families.family import Recipe
 from edgevlm_export.fidelity import Bar, bar_of, compare_outputs, report_checks
-from edgevlm_export.reference import Reference, ReferenceSteps, Sample
+from edgevlm_export.reference import Reference, ReferenceSteps, Sample, Seen, family_part
 from edgevlm_export.scene import draw_image, prompts, region_inputs
 from edgevlm_runtime.bundle import Bundle, open_bundle
 from edgevlm_runtime.decoder import Step
@@ -23,7 +23,7 @@ from edgevlm_runtime.fidelity import mean_divergence, relative_error, require, r
 from edgevlm_runtime.golden import GOLDEN, Golden, GoldenAnswer, GoldenGraph, write_golden
 from edgevlm_runtime.graphs import Graphs
 from edgevlm_runtime.image import Pixels, load_image
-from edgevlm_runtime.manifest import FidelityReport, GraphFidelity, Role
+from edgevlm_runtime.manifest import FidelityReport, GraphFidelity, PromptSpec, Role
 from edgevlm_runtime.parts import TextParts, needed, open_text
 from edgevlm_runtime.probe import (
     IMAGE_ROLES,
@@ -33,6 +33,8 @@ from edgevlm_runtime.probe import (
     observe_image,
     suppress,
 )
+from edgevlm_runtime.prompts import Prompt, Prompts, control_ids
+from edgevlm_runtime.tokenizer import TextTokenizer
 from edgevlm_runtime.verify import golden_checks, run_on
 
 N_PARTS = 4  # how often verify_export reports progress
@@ -83,15 +85,19 @@ def verify_export(root: Path, recipe: Recipe, part_done: Callable[[], None] = la
     reference, png = Reference(recipe), draw_image()
     pixels = load_image(png)
     image = observe_image(needed(bundle.manifest.image, "image"), reference.open, pixels, MAX_CROPS)
-    prefix = np.concatenate((reference.embed((spec.bos_id,)), image.tokens))
+    (seen,) = reference.see((image.tokens,), (_first_prompt(recipe, spec),))
     part_done()
-    measured = _measure(bundle, pixels, image, prefix)
+    measured = _measure(bundle, pixels, image, seen)
     part_done()
-    steps = reference.follow(prefix, measured.samples)
+    steps = reference.follow(image.tokens, measured.samples)
     part_done()
     regions = _compare_regions(bundle, reference, steps.hidden[:_GOLDEN_ROWS])
     report = _report(measured, steps, regions, spec.suppressed_ids, bar)
-    golden = _golden(png, image, measured, steps, regions, bar)
+    outputs = {role: bundle.manifest.graphs[role].outputs[0].name for role in IMAGE_ROLES}
+    observed = [_golden_graph(role, image.output(role, name)) for role, name in outputs.items()]
+    if recipe.fuser is not None:
+        observed.append(_golden_graph("prefuse", seen.prefix))
+    golden = _golden(png, observed, measured, steps, regions, bar)
     write_golden(root / GOLDEN, golden)
     require(report_checks(report, bar), str(root))
     for engine in ("onnxruntime", *_compiled_for(bundle)):
@@ -100,23 +106,27 @@ def verify_export(root: Path, recipe: Recipe, part_done: Callable[[], None] = la
     return report
 
 
+def _first_prompt(recipe: Recipe, spec: PromptSpec) -> tuple[int, ...]:
+    tokenizer = TextTokenizer(family_part(recipe.tokenizer, "tokenizer"), control_ids(spec))
+    return next(prompts(spec, Prompts(spec, tokenizer)))
+
+
 def _compiled_for(bundle: Bundle) -> list[str]:
     """The other engines that graphs of the bundle are written for."""
     return sorted({engine for graph in bundle.manifest.graphs.values() for engine in graph.compiled})
 
 
-def _measure(bundle: Bundle, pixels: Pixels, image: ObservedImage, prefix: FloatArray) -> _Measured:
-    """Everything that needs the bundle's large graphs. image and prefix (tokens, dim) are the original's."""
+def _measure(bundle: Bundle, pixels: Pixels, image: ObservedImage, seen: Seen) -> _Measured:
+    """Everything that needs the bundle's large graphs. image and seen are the original's."""
     graphs = Graphs(bundle, open_engine())
     try:
         parts = open_text(bundle, graphs)
         image_graphs = tuple(_compare_image_graph(graphs, bundle, role, image) for role in IMAGE_ROLES)
         own = observe_image(needed(bundle.manifest.image, "image"), graphs.open, pixels, MAX_CROPS)
         samples, logits = _answer_all(parts, own.tokens)
-        cache = parts.decoder.new_cache()
-        parts.decoder.run(prefix, cache, bidirectional=True)
-        steps = follow(parts.decoder, cache, samples[0].prompt, samples[0].answer)
-        return _Measured(image_graphs=image_graphs, samples=samples, logits=logits, steps=tuple(steps))
+        steps = follow(parts.decoder, parts.read_prefix(seen.prefix), seen.prompts[0], samples[0].answer)
+        fused = () if parts.fuser is None else (_compare_fusion(parts, image.tokens, samples[0].prompt, seen),)
+        return _Measured(image_graphs=(*image_graphs, *fused), samples=samples, logits=logits, steps=tuple(steps))
     finally:
         graphs.close()
 
@@ -128,12 +138,21 @@ def _compare_image_graph(graphs: Graphs, bundle: Bundle, role: Role, image: Obse
     return compare_outputs(role, [(np.concatenate(values), image.output(role, output))])
 
 
+def _compare_fusion(parts: TextParts, tokens: FloatArray, prompt: tuple[int, ...], seen: Seen) -> GraphFidelity:
+    """The layers before the decoder on the original's image tokens (tokens, dim), and on one prompt."""
+    read = parts.read_image([tokens])
+    return compare_outputs(
+        "prefuse", [(read.prefix, seen.prefix), (parts.embed(Prompt(ids=prompt), read.states), seen.prompts[0])]
+    )
+
+
 def _answer_all(parts: TextParts, tokens: FloatArray) -> tuple[tuple[Sample, ...], FloatArray]:
     """Greedy answers to prompts until there are enough positions, and the logits of these (positions, vocab)."""
-    cache = parts.read_image(tokens)
+    image = parts.read_image([tokens])
     samples, logits, n_positions = [], [], 0
     for prompt in prompts(parts.spec, parts.prompts):
-        answer, chosen_from = answer_greedily(parts.decoder, cache, prompt, parts.spec, MAX_TOKENS)
+        asked = parts.embed(Prompt(ids=prompt), image.states)
+        answer, chosen_from = answer_greedily(parts.decoder, image.cache, asked, parts.spec, MAX_TOKENS)
         samples.append(Sample(prompt=prompt, answer=answer))
         logits.append(chosen_from)
         n_positions += len(answer)
@@ -192,7 +211,7 @@ def _decoder_fidelity(measured: _Measured, steps: ReferenceSteps) -> GraphFideli
 
 def _golden(
     png: bytes,
-    image: ObservedImage,
+    observed: Sequence[GoldenGraph],
     measured: _Measured,
     steps: ReferenceSteps,
     regions: tuple[_Region, ...],
@@ -201,7 +220,6 @@ def _golden(
     """The original's outputs, thinned out so that the file stays small beside the smallest model."""
     sample = measured.samples[0]
     logit_ids = _spread(steps.logits.shape[-1], _GOLDEN_LOGITS)
-    observed = [_golden_graph(role, next(iter(image.calls[role][0].outputs)), image) for role in IMAGE_ROLES]
     located = [
         GoldenGraph(
             role=region.role,
@@ -222,8 +240,8 @@ def _golden(
     )
 
 
-def _golden_graph(role: Role, output: str, image: ObservedImage) -> GoldenGraph:
-    values = rows(image.output(role, output))
+def _golden_graph(role: Role, output: Array) -> GoldenGraph:
+    values = rows(output)
     row_ids = _spread(len(values), _GOLDEN_ROWS)
     return GoldenGraph(role=role, row_ids=row_ids, values=values[row_ids])
 

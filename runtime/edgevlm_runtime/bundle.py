@@ -83,6 +83,7 @@ def open_bundle(path: Path, *, check: bool = True) -> Bundle:
         raise DamagedBundle(f"{where}: its contents were altered (checksum differs); {_WAY_OUT}")
     _check_image(bundle.manifest.image, where)
     _check_text(bundle.manifest, where)
+    _check_fusion(bundle.manifest, where)
     if check:
         bundle.check_hashes(fresh=False)
     return bundle
@@ -204,6 +205,8 @@ def _check_image(spec: ImageSpec | None, where: str) -> None:
         return
     tiling = spec.tiling
     sound = 1 <= spec.crop_px <= 4096 and len(spec.mean) == len(spec.std) == 3 and 0.0 not in spec.std
+    sound = sound and 1 <= spec.split <= 8 and (spec.split == 1 or tiling is None)
+    sound = sound and (spec.frames is None or spec.frames.fps > 0)
     if tiling is not None:
         sound = sound and tiling.patch_px >= 1 and tiling.margin_patches >= 0 and 1 <= tiling.max_crops <= 1024
         sound = sound and spec.crop_px % tiling.patch_px == 0
@@ -221,6 +224,16 @@ def _check_text(manifest: Manifest, where: str) -> None:
         raise DamagedBundle(f"{where}: text: a context of {text.context} tokens can not be used; {_WAY_OUT}")
     if match is not None and "{}" not in match.template:
         raise DamagedBundle(f"{where}: match: template {match.template!r} has no {{}}; {_WAY_OUT}")
+
+
+def _check_fusion(manifest: Manifest, where: str) -> None:
+    """Refuse sizes of fusion that no cache can have, and fusion without its graph."""
+    fusion = manifest.fusion
+    if fusion is None:
+        return
+    sizes = (fusion.n_compressed, fusion.n_layers, fusion.n_kv_heads, fusion.head_dim)
+    if min(sizes) < 1 or fusion.max_context <= fusion.n_compressed or "prefuse" not in manifest.graphs:
+        raise DamagedBundle(f"{where}: fusion: it does not fit the graphs ({fusion}); {_WAY_OUT}")
 
 
 def _inside(root: Path, relative: str) -> Path:

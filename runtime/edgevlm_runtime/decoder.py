@@ -17,9 +17,9 @@ from edgevlm_runtime.embedding import read_rows
 from edgevlm_runtime.encoded import EncodedImage
 from edgevlm_runtime.engines import Array, FloatArray, Graph, StatefulGraph
 from edgevlm_runtime.errors import DamagedBundle, EngineError
-from edgevlm_runtime.kv_cache import MASKED, BufferCache, KVCache
+from edgevlm_runtime.kv_cache import KVCache, attention_bias
 from edgevlm_runtime.manifest import CacheSpec
-from edgevlm_runtime.state_cache import StateCache
+from edgevlm_runtime.state_cache import open_cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,7 @@ class Decoder:
 
     def new_cache(self) -> KVCache:
         """An empty cache for this decoder."""
-        if isinstance(self._graph, StatefulGraph):
-            return StateCache(self._spec, self._graph, self._context)
-        return BufferCache(self._spec, self._context)
+        return open_cache(self._graph, self._spec, self._context)
 
     @property
     def forgets_exactly(self) -> bool:
@@ -107,13 +105,9 @@ class Decoder:
 
     def _bias(self, n_past: int, n_tokens: int, bidirectional: bool) -> FloatArray:
         """Float32 (1, 1, tokens, past + tokens): 0 where a token may look, MASKED where not."""
-        total = n_past + n_tokens
         if n_tokens == 1:
-            return self._no_bias[..., :total]
-        bias = np.zeros((1, 1, n_tokens, total), np.float32)
-        if not bidirectional:
-            bias[0, 0, :, n_past:][np.triu_indices(n_tokens, k=1)] = MASKED
-        return bias
+            return self._no_bias[..., : n_past + 1]
+        return attention_bias(n_past, n_tokens, bidirectional=bidirectional)
 
 
 class Session:
@@ -136,6 +130,11 @@ class Session:
         self.n_steps = 0
         self.n_guessed = 0
         self.n_accepted = 0
+
+    @property
+    def states(self) -> tuple[FloatArray, ...]:
+        """As in `FusedFrames`; none without an image, and in models that do not fuse."""
+        return () if self.image is None else self.image.states
 
     @property
     def left(self) -> int:

@@ -11,23 +11,34 @@ from edgevlm_runtime.kv_cache import KVCache
 
 
 class EncodedImage:
-    """Image tokens and, for a model with a decoder, the keys and values that it keeps of them.
+    """Image tokens and, for a model with a decoder, the keys and values that it keeps of them; or of a video's frames.
 
     It belongs to the model that encoded it and may be asked by several threads at once.
     `embeddings` float32 (tokens, dim), read-only, are the image tokens; `width` and `height` are pixels of the upright
-    image.
+    image, or of the first frame.
     """
 
     def __init__(
-        self, *, owner: object, embeddings: FloatArray, cache: KVCache, size: tuple[int, int], key: str = ""
+        self,
+        *,
+        owner: object,
+        embeddings: FloatArray,
+        cache: KVCache,
+        size: tuple[int, int],
+        states: tuple[FloatArray, ...] = (),
+        key: str = "",
     ) -> None:
-        """`cache` holds the image and nothing else; `key` is what an image cache knows it by."""
+        """`cache` holds the image and nothing else; `states` as in `FusedFrames`.
+
+        `key` is what an image cache knows it by, none for what is not remembered.
+        """
         self.owner = owner
         self.key = key
         self.draft: EncodedImage | None = None  # the same image for the model that guesses
         self.embeddings = embeddings
         embeddings.flags.writeable = False  # others may have the same image
         self.height, self.width = size
+        self.states = states
         self._cache = cache
         self._prefix = cache.length
         self._busy = threading.Lock()
@@ -43,11 +54,11 @@ class EncodedImage:
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the image takes, without what its cache has room for."""
-        return self.embeddings.nbytes + self._cache.nbytes(self._prefix)
+        return self.embeddings.nbytes + self._cache.nbytes(self._prefix) + sum(state.nbytes for state in self.states)
 
     def blocks(self) -> list[Array]:
         """All that the image is made of, as contiguous arrays; questions that are being answered change none of it."""
-        return [self.embeddings, *self._cache.blocks(self._prefix)]
+        return [self.embeddings, *self.states, *self._cache.blocks(self._prefix)]
 
     @contextmanager
     def borrow(self) -> Iterator[KVCache]:

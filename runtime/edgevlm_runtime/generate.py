@@ -38,14 +38,14 @@ class TokenLoop:
         self.unfed: FloatArray | None = None  # the last token's embedding, where the decoder has not seen it
 
     def run(self, prompt: FloatArray, embed_next: EmbedNext) -> Iterator[int | None]:
-        """Yield one token id after the other, never the stop id; None after a decoder call that gave no token.
+        """Yield one token id after the other, never one that stops; None after a decoder call that gave no token.
 
         prompt is (tokens, dim). Raises as `Decoder.run`.
         """
         step = self._session.prefill(prompt)
         self.first_logits = step.logits
         token = self._sampler.pick(step.logits, self.ids)
-        while token != self._rules.stop_id:
+        while token not in self._rules.stop_ids:
             self.ids.append(token)
             self.unfed = embed_next(token, step.hidden)
             yield token
@@ -109,10 +109,17 @@ class Writer:
         sampler = Sampler(options)
         if thoughts is not None:
             prompt = yield from think(session, prompt, sampler, thoughts, options.max_tokens)
-        rules = Rules(stop_id=self.spec.eos_id, suppressed_ids=self.spec.suppressed_ids, max_tokens=options.max_tokens)
+        rules = Rules(
+            stop_ids=(self.spec.eos_id, *self.spec.stop_ids),
+            suppressed_ids=self.spec.suppressed_ids,
+            max_tokens=options.max_tokens,
+        )
         loop = TokenLoop(session, sampler, rules, guessers)
         tokens = loop.run(prompt, lambda token, hidden: session.embed((token,)))
-        text = yield from write_text(loop, tokens, TextStream(self.tokenizer), StopScanner(options.stop))
+        stops = StopScanner((*self.spec.stop_strings, *options.stop))
+        text = yield from write_text(loop, tokens, TextStream(self.tokenizer), stops)
+        if stops.found in self.spec.stop_strings:
+            loop.finish_reason = "stop"  # the model's own way to end
         return Answer(
             text=text,
             token_ids=tuple(loop.ids),
@@ -135,7 +142,7 @@ def think(
     n_reserved = len(prompt) + len(spec.answer_prompt) + 1
     session.require(n_reserved + 1)
     rules = Rules(
-        stop_id=spec.answer_id,
+        stop_ids=(spec.answer_id,),
         suppressed_ids=spec.suppressed_ids,
         max_tokens=min(max_tokens, session.left - n_reserved),
     )

@@ -2,6 +2,7 @@
 
 An image is known by its decoded pixels, the grid of its crops, and all that its encoding depends on: the bundle (so
 preprocessing, weights and precision), the engine with its version and threads, the layout of the decoder's cache.
+Videos are not remembered: to know one all of it would have to be decoded before its first frame is encoded.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from math import prod
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from edgevlm_runtime.image_file import FORMAT, StoredImage
 from edgevlm_runtime.image_store import ImageStore, default_store
 from edgevlm_runtime.kv_cache import KVCache
 from edgevlm_runtime.options import LoadOptions
+from edgevlm_runtime.prefuse import state_shape
 from edgevlm_runtime.preprocess import CropGrid
 
 _log = logging.getLogger(__name__)
@@ -73,7 +76,7 @@ class ImageCache:
 
         Meant for when an answer is complete: before, it would take time from the answer.
         """
-        if self._store is None:
+        if self._store is None or not image.key:
             return
         with self._starting:
             self._wait()  # one at a time: each keeps an image in memory
@@ -99,20 +102,34 @@ class ImageCache:
         if self._store is None:
             return None
         tokens: list[FloatArray] = []
+        states: list[FloatArray] = []
 
         def room(stored: StoredImage) -> list[Array]:
+            shape = self._state_shape(stored.fused_positions)
             # Before memory is taken for what a damaged header says.
-            if stored.positions > cache.spec.max_context or 4 * stored.tokens * stored.dim > stored.data_bytes:
+            if (
+                stored.positions > cache.spec.max_context
+                or 4 * (stored.tokens * stored.dim + prod(shape)) > stored.data_bytes
+            ):
                 raise ValueError("its header's sizes do not fit")
             cache.require(stored.positions)
             tokens.append(np.empty((stored.tokens, stored.dim), np.float32))
-            return [*tokens, *cache.room(stored.positions)]
+            if stored.fused_positions:
+                states.append(np.empty(shape, np.float32))
+            return [*tokens, *states, *cache.room(stored.positions)]
 
         if (stored := self._store.read(key, room)) is None:
             return None
         cache.fill(stored.positions)
         size = (stored.height, stored.width)
-        return EncodedImage(owner=self.owner, embeddings=tokens[0], cache=cache, size=size, key=key)
+        return EncodedImage(
+            owner=self.owner, embeddings=tokens[0], cache=cache, size=size, states=tuple(states), key=key
+        )
+
+    def _state_shape(self, n_positions: int) -> tuple[int, ...]:
+        """Of the keys and values that fusion keeps of an image."""
+        fusion = self._bundle.manifest.fusion
+        return (0,) if fusion is None else state_shape(fusion, n_positions)
 
     def _write(self, store: ImageStore, image: EncodedImage) -> None:
         blocks = image.blocks()
@@ -127,6 +144,7 @@ class ImageCache:
             dim=image.embeddings.shape[1],
             positions=image.positions,
             data_bytes=sum(block.nbytes for block in blocks),
+            fused_positions=image.states[0].shape[1] if image.states else 0,
         )
         store.write(stored, blocks)
 

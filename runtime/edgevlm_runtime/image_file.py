@@ -26,7 +26,8 @@ _CRC_BYTES = 4
 class StoredImage:
     """What an entry says of itself: who encoded it, pixels of the upright image, float32 (tokens, dim) image tokens.
 
-    `key` is what it was encoded for; `positions` of the decoder's cache hold it, and `data_bytes` of blocks follow.
+    `key` is what it was encoded for; `positions` of the decoder's cache hold it, `fused_positions` of fusion's where
+    the model has that, and `data_bytes` of blocks follow.
     """
 
     key: str
@@ -39,6 +40,7 @@ class StoredImage:
     dim: int
     positions: int
     data_bytes: int
+    fused_positions: int = 0
 
 
 Room: TypeAlias = "Callable[[StoredImage], Sequence[Array]]"
@@ -78,7 +80,7 @@ def read_header(file: IO[bytes]) -> tuple[bytes, StoredImage]:
     if not found:
         raise ValueError("it has no header")
     image = read_record(StoredImage, json.loads(line), "header")
-    if min(image.tokens, image.dim, image.positions, image.data_bytes) < 0:
+    if min(image.tokens, image.dim, image.positions, image.fused_positions, image.data_bytes) < 0:
         raise ValueError("its header has negative sizes")
     return line + found, image
 

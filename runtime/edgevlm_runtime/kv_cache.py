@@ -13,7 +13,7 @@ from math import prod
 
 import numpy as np
 
-from edgevlm_runtime.engines import Array, Graph, Shared
+from edgevlm_runtime.engines import Array, FloatArray, Graph, Shared
 from edgevlm_runtime.errors import ContextOverflow
 from edgevlm_runtime.manifest import CacheSpec
 
@@ -142,6 +142,17 @@ class BufferCache(KVCache):
             theirs.array[:, :, :length] = mine.array[:, :, :length]
         other.length = length
         return other
+
+
+def attention_bias(n_past: int, n_tokens: int, *, bidirectional: bool = False) -> FloatArray:
+    """Float32 (1, 1, tokens, past + tokens): 0 where a token may look, MASKED where not.
+
+    Tokens see all that is past and what comes before them; `bidirectional` ones see each other.
+    """
+    bias = np.zeros((1, 1, n_tokens, n_past + n_tokens), np.float32)
+    if not bidirectional:
+        bias[0, 0, :, n_past:][np.triu_indices(n_tokens, k=1)] = MASKED
+    return bias
 
 
 def _buffer(spec: CacheSpec) -> Array:

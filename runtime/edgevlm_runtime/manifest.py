@@ -65,10 +65,23 @@ class CenterCropSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FrameSpec:
+    """Several images, or a video, as one input: a frame is resized to the square whatever its shape.
+
+    A video gives `fps` frames a second, each from the middle of its share of the time.
+    """
+
+    resample: Literal["nearest"] = "nearest"
+    fps: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageSpec:
     """Image to crops: square crops of `crop_px`, values (x / 255 - mean) / std, RGB.
 
-    Without `tiling` and `center_crop` the whole image is resized to a square.
+    Without `tiling` and `center_crop` the whole image is resized to a square. `split` cuts an image into that many
+    rows and columns of equal tiles, each made a crop as the whole image, which comes last. `frames`: several images
+    can be one input.
     """
 
     crop_px: int
@@ -77,6 +90,8 @@ class ImageSpec:
     std: tuple[float, ...]
     tiling: TilingSpec | None = None
     center_crop: CenterCropSpec | None = None
+    split: int = 1
+    frames: FrameSpec | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +155,23 @@ class CacheSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FusionSpec:
+    """Layers that mix an image's patches and compressed tokens with the words asked, before the decoder.
+
+    Of an image's tokens the decoder gets the last `n_compressed`. Float32 keys and values (1, kv_heads, max_context,
+    head_dim) per layer and frame. Tokens of `raw_ids` are neither seen by nor changed in fusion, and take no position
+    there.
+    """
+
+    n_compressed: int
+    n_layers: int
+    n_kv_heads: int
+    head_dim: int
+    max_context: int
+    raw_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Template:
     """Token ids put before and after the words of a prompt."""
 
@@ -172,6 +204,13 @@ class PromptSpec:
     `question_prefix` before a question.
     `spatial_point` and `spatial_box` are the placeholders of a reference to a place in the image; their embeddings
     are replaced by those of its coordinates and size.
+
+    `before_image` are the ids before the image's tokens, (bos_id,) where None; both together are the prefix, whose
+    tokens see each other ("bidirectional") or only what comes before them ("causal"). A question without an image goes
+    into `text_query`; without one, it is bos_id and `query`. A question that begins with one of `tags` goes into
+    `tagged` instead of `query`.
+    An answer ends at eos_id, at one of `stop_ids` and before one of `stop_strings`. `boxes_in_text`: answers write
+    boxes as {<x1><y1><x2><y2>} on a grid of so many steps, from which `detect` reads them.
     """
 
     bos_id: int
@@ -186,6 +225,14 @@ class PromptSpec:
     question_prefix: str = ""
     spatial_point: tuple[int, ...] = ()
     spatial_box: tuple[int, ...] = ()
+    before_image: tuple[int, ...] | None = None
+    image_attention: Literal["bidirectional", "causal"] = "bidirectional"
+    stop_ids: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    text_query: Template | None = None
+    tags: tuple[str, ...] = ()
+    tagged: Template | None = None
+    boxes_in_text: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,6 +346,7 @@ class Manifest:
     provenance: Provenance
     image: ImageSpec | None = None
     cache: CacheSpec | None = None
+    fusion: FusionSpec | None = None
     prompt: PromptSpec | None = None
     region: RegionSpec | None = None
     sampling: SamplingSpec | None = None

@@ -20,6 +20,7 @@ from edgevlm_runtime.drafting import Drafter, Guessers, check_draft
 from edgevlm_runtime.encoded import EncodedImage
 from edgevlm_runtime.engines import Engine, FloatArray, open_engine
 from edgevlm_runtime.errors import EngineError, InvalidOption, UnsupportedTask
+from edgevlm_runtime.frames import Frames, FramesSource, check_single, is_frames, open_frames
 from edgevlm_runtime.generate import Writer
 from edgevlm_runtime.graphs import Graphs
 from edgevlm_runtime.image import ImageSource, load_image
@@ -28,17 +29,18 @@ from edgevlm_runtime.image_tasks import Done, ImageTasks
 from edgevlm_runtime.labels import Classification
 from edgevlm_runtime.manifest import Manifest, Role, Task
 from edgevlm_runtime.options import GenerateOptions, LoadOptions
-from edgevlm_runtime.parts import TextParts, needed, open_text
+from edgevlm_runtime.parts import ReadImage, TextParts, needed, open_text
 from edgevlm_runtime.preprocess import select_tiling
 from edgevlm_runtime.prompts import Prompt, SpatialRef
 from edgevlm_runtime.regions import Locator
 from edgevlm_runtime.search import SearchResult
 from edgevlm_runtime.speculate import Draft
 from edgevlm_runtime.streams import AnswerStream, Checkpoint, iterate, run_to_end
+from edgevlm_runtime.text_boxes import read_boxes
 from edgevlm_runtime.tuning import tuned_options
 from edgevlm_runtime.vision import VisionTower
 
-AnyImage: TypeAlias = ImageSource | EncodedImage
+AnyImage: TypeAlias = ImageSource | FramesSource | EncodedImage
 GREEDY = GenerateOptions()
 VISION_ROLES: tuple[Role, ...] = ("vision", "project")
 
@@ -155,26 +157,31 @@ class Model:
         self._guessers.close()
 
     def encode(
-        self, image: ImageSource, *, max_crops: int | None = None, checkpoint: Checkpoint | None = None
+        self, image: ImageSource | FramesSource, *, max_crops: int | None = None, checkpoint: Checkpoint | None = None
     ) -> EncodedImage:
         """Encode an image once, to ask it many times; fewer crops are faster and see less detail.
 
-        `checkpoint` is called with the index and the number of crops before each; what it raises ends the encoding.
-        An image that the image cache knows is not encoded again.
+        Models that see several images at once also take a list of them, a folder, or a video.
+        `checkpoint` is called with the index and the number of crops, or of frames, before each; what it raises ends
+        the encoding. An image that the image cache knows is not encoded again.
         """
         parts = self._open_parts()
+        spec = needed(self.manifest.image, "image")
+        if spec.frames is None:
+            check_single(image, self.manifest.name)
+        elif is_frames(image):
+            return self._encode_frames(parts, open_frames(image, spec.frames), checkpoint)
         if self._tower is None and self._encoded.is_empty:
             self._graphs.prefetch(*VISION_ROLES)  # while the image is decoded
-        pixels = load_image(image)
+        pixels = load_image(image)  # type: ignore[arg-type]  # frames are gone
 
         def encode(key: str) -> EncodedImage:
             tokens = self._vision().encode(pixels, max_crops, checkpoint)
             if self._low_memory:
                 self._release_vision()
-            cache, size = parts.read_image(tokens), pixels.shape[:2]
-            return EncodedImage(owner=self._encoded.owner, embeddings=tokens, cache=cache, size=size, key=key)
+            return self._as_encoded(parts.read_image([tokens]), pixels.shape[:2], key)
 
-        grid = select_tiling(pixels.shape[0], pixels.shape[1], needed(self.manifest.image, "image"), max_crops)
+        grid = select_tiling(pixels.shape[0], pixels.shape[1], spec, max_crops)
         encoded = self._encoded.get(pixels, grid, parts.decoder.new_cache, encode)
         self._guessers.look(encoded, pixels, max_crops, checkpoint)
         return encoded
@@ -215,16 +222,21 @@ class Model:
     def next_token_logits(self, image: AnyImage | None, prompt: str) -> FloatArray:
         """Float32 (vocab,) logits of the first token that would answer the question `prompt`."""
         parts = self._need("query")
-        embeddings = parts.embed(parts.prompts.query(prompt, image=image is not None))
+        asked = parts.prompts.query(prompt, image=image is not None)
         with self._session(image, None) as session:
-            return session.prefill(embeddings).logits
+            return session.prefill(_embed(parts, session, asked)).logits
 
     def detect(self, image: AnyImage, name: str, options: GenerateOptions = GREEDY) -> Detections:
         """Find all objects of a name and their boxes; of `options`, max_objects and max_crops matter."""
         parts = self._need("detect")
-        prompt = parts.embed(parts.prompts.locate(needed(parts.spec.detect, "prompt.detect"), name))
+        asked = parts.prompts.locate(needed(parts.spec.detect, "prompt.detect"), name)
+        if parts.spec.boxes_in_text is not None:
+            written = replace(GREEDY, max_tokens=options.max_tokens, max_crops=options.max_crops)
+            answer = AnswerStream(partial(self._write, image, asked, written)).finish()
+            boxes = read_boxes(answer.text, parts.spec.boxes_in_text)[: options.max_objects]
+            return Detections(objects=boxes, usage=answer.usage, timings=answer.timings)
         with self._session(image, options.max_crops) as session:
-            boxes = tuple(self._locator(parts, options).boxes(session, prompt))
+            boxes = tuple(self._locator(parts, options).boxes(session, _embed(parts, session, asked)))
             return Detections(
                 objects=boxes, usage=usage_of(session, session.n_steps), timings=timings_of(session, self.load_ms)
             )
@@ -232,9 +244,9 @@ class Model:
     def point(self, image: AnyImage, name: str, options: GenerateOptions = GREEDY) -> Points:
         """Find the centers of all objects of a name; of `options`, max_objects and max_crops matter."""
         parts = self._need("point")
-        prompt = parts.embed(parts.prompts.locate(needed(parts.spec.point, "prompt.point"), name))
+        asked = parts.prompts.locate(needed(parts.spec.point, "prompt.point"), name)
         with self._session(image, options.max_crops) as session:
-            points = tuple(self._locator(parts, options).points(session, prompt))
+            points = tuple(self._locator(parts, options).points(session, _embed(parts, session, asked)))
             return Points(
                 points=points, usage=usage_of(session, session.n_steps), timings=timings_of(session, self.load_ms)
             )
@@ -335,6 +347,24 @@ class Model:
 
         return await asyncio.to_thread(self.point, image, name, options)
 
+    def _encode_frames(self, parts: TextParts, frames: Frames, checkpoint: Checkpoint | None) -> EncodedImage:
+        """Encode frames as they are decoded."""
+        size = next(frames.read()).shape[:2]
+        read = parts.read_image(self._vision().encode_frames(frames, checkpoint))
+        if self._low_memory:
+            self._release_vision()
+        return self._as_encoded(read, size)
+
+    def _as_encoded(self, read: ReadImage, size: tuple[int, ...], key: str = "") -> EncodedImage:
+        return EncodedImage(
+            owner=self._encoded.owner,
+            embeddings=read.tokens,
+            cache=read.cache,
+            size=(size[0], size[1]),
+            states=read.states,
+            key=key,
+        )
+
     def _need(self, task: Task) -> TextParts:
         """The parts that read and write, if the model can do the task."""
         if task not in self.manifest.tasks:
@@ -387,9 +417,9 @@ class Model:
         """Encode, read the prompt and answer it, as an AnswerStream asks for it."""
         parts = self._open_parts()
         writer = Writer(spec=parts.spec, tokenizer=parts.tokenizer, load_ms=self.load_ms)
-        embeddings = parts.embed(prompt)
         with self._session(image, options.max_crops, checkpoint) as session:
             thoughts = parts.thoughts(session) if reasoning else None
+            embeddings = _embed(parts, session, prompt)
             with self._guessers.of(session, prompt, options) as guessers:
                 return (yield from writer.write(session, embeddings, options, thoughts, guessers))
 
@@ -398,7 +428,7 @@ class Model:
         """Guess how another model answers a prompt about an image that this one has encoded."""
         parts = self._open_parts()
         with self._session(image, None) as session:
-            yield Draft(session, parts.embed(prompt), parts.spec.suppressed_ids)
+            yield Draft(session, _embed(parts, session, prompt), parts.spec.suppressed_ids)
 
     @contextmanager
     def _session(
@@ -419,3 +449,13 @@ class Model:
         with encoded.borrow() as cache:
             yield Session(parts.decoder, cache, image=encoded, image_ms=image_ms)
         self._encoded.save(encoded)  # reached only when the answer is complete
+
+
+def _embed(parts: TextParts, session: Session, prompt: Prompt) -> FloatArray:
+    """A prompt's embeddings, mixed with the session's image where the model does that, which is part of its prefill."""
+    start = time.perf_counter()
+    if session.states:
+        session.require(len(prompt.ids))
+    embeddings = parts.embed(prompt, session.states)
+    session.prefill_ms += 1e3 * (time.perf_counter() - start)
+    return embeddings

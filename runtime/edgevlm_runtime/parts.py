@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -16,13 +18,27 @@ from edgevlm_runtime.graphs import Graphs
 from edgevlm_runtime.image_encoder import ImageEncoder
 from edgevlm_runtime.kv_cache import KVCache
 from edgevlm_runtime.manifest import CacheSpec, PromptSpec, Role
-from edgevlm_runtime.prompts import Prompt, Prompts, control_ids
+from edgevlm_runtime.prefuse import MAX_TOKENS, Fuser
+from edgevlm_runtime.prompts import Prompt, Prompts, before_image, control_ids
 from edgevlm_runtime.reasoning import Thoughts
 from edgevlm_runtime.regions import Regions
 from edgevlm_runtime.text_encoder import TextEncoder
 from edgevlm_runtime.tokenizer import TextTokenizer
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadImage:
+    """An image that the decoder has read: its tokens (tokens, dim), and its prefix with the words before them.
+
+    `cache` holds the prefix; `states` are as in `FusedFrames`.
+    """
+
+    tokens: FloatArray
+    prefix: FloatArray
+    cache: KVCache
+    states: tuple[FloatArray, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +50,13 @@ class TextParts:
     prompts: Prompts
     spec: PromptSpec
     regions: Regions | None
+    fuser: Fuser | None = None
 
-    def embed(self, prompt: Prompt) -> FloatArray:
-        """A prompt to float32 embeddings (tokens, dim), its coordinates and sizes in their places."""
+    def embed(self, prompt: Prompt, states: tuple[FloatArray, ...] = ()) -> FloatArray:
+        """A prompt to float32 embeddings (tokens, dim), its coordinates and sizes in their places.
+
+        With the `states` of an image they are mixed with it.
+        """
         embeddings = self.decoder.embed(prompt.ids)
         if prompt.coordinates:
             positions, values = zip(*prompt.coordinates, strict=True)
@@ -44,14 +64,32 @@ class TextParts:
         if prompt.sizes:
             positions, sizes = zip(*prompt.sizes, strict=True)
             embeddings[list(positions)] = self.need_regions().encode_sizes(sizes)
-        return embeddings
+        return needed(self.fuser, "fusion").mix(prompt.ids, embeddings, states) if states else embeddings
 
-    def read_image(self, tokens: FloatArray) -> KVCache:
-        """A new cache that holds an image's tokens (tokens, dim); raises as `Decoder.run`."""
+    def read_image(self, frames: Iterable[FloatArray]) -> ReadImage:
+        """Read the tokens (tokens, dim) of an image, or of each of its frames; raises as `Decoder.run`."""
+        ids = before_image(self.spec)
+        before = self.decoder.embed(ids)
+        if self.fuser is None:
+            (tokens,) = frames
+            return self._read(before, tokens)
+        fused = self.fuser.read(frames, ids, before)
+        return self._read(fused.before, fused.tokens, fused.states)
+
+    def read_prefix(self, prefix: FloatArray) -> KVCache:
+        """A new cache that holds a prefix (tokens, dim), which is an image and the words before it."""
         cache = self.decoder.new_cache()
-        prefix = np.concatenate((self.decoder.embed((self.spec.bos_id,)), tokens))
-        self.decoder.run(prefix, cache, bidirectional=True)
+        cache.require(len(prefix))
+        if self.spec.image_attention == "bidirectional":
+            self.decoder.run(prefix, cache, bidirectional=True)
+            return cache
+        for start in range(0, len(prefix), MAX_TOKENS):
+            self.decoder.run(prefix[start : start + MAX_TOKENS], cache)
         return cache
+
+    def _read(self, before: FloatArray, tokens: FloatArray, states: tuple[FloatArray, ...] = ()) -> ReadImage:
+        prefix = np.concatenate((before, tokens))
+        return ReadImage(tokens=tokens, prefix=prefix, cache=self.read_prefix(prefix), states=states)
 
     def thoughts(self, session: Session) -> Thoughts:
         """What the model will think in a session; raises DamagedBundle where the manifest has no way of thinking."""
@@ -89,6 +127,7 @@ def open_text(bundle: Bundle, graphs: Graphs, context: int | None = None) -> Tex
         prompts=Prompts(spec, tokenizer),
         spec=spec,
         regions=None if manifest.region is None else Regions(manifest.region, graphs.open),
+        fuser=None if manifest.fusion is None else Fuser(manifest.fusion, partial(graphs.open, "prefuse")),
     )
 
 

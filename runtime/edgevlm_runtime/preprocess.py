@@ -46,8 +46,12 @@ def make_crops(
     """Crops float32 (crops, 3, side, side), normalized, and the grid of the local ones.
 
     Crop 0 is the whole image; the local ones follow row by row. A grid of 1 x 1 has no local crop: it would be the
-    global one again. `max_crops` is as in `select_tiling`.
+    global one again. Models that split images instead of tiling them have the whole image last, behind its parts.
+    `max_crops` is as in `select_tiling`.
     """
+    if spec.tiling is None:
+        parts = [prepare_image(part, spec) for part in split(pixels, spec.split)]
+        return np.stack(parts), CropGrid(rows=1, cols=1)
     image = Image.fromarray(pixels)
     resample = _FILTERS[spec.resample]
     side = spec.crop_px
@@ -63,6 +67,24 @@ def make_crops(
         top, left = index // grid.cols * window, index % grid.cols * window
         crops[1 + index] = _normalize(large[top : top + side, left : left + side], spec)
     return crops, grid
+
+
+def split(pixels: Pixels, n: int) -> list[Pixels]:
+    """An image (height, width, 3) in n x n equal parts row by row, and as a whole; only as a whole where n is 1.
+
+    What is left of a side that n does not divide is in no part.
+    """
+    if n == 1:
+        return [pixels]
+    rows, cols = (_shares(side, n) for side in pixels.shape[:2])
+    return [*(pixels[row, col] for row in rows for col in cols), pixels]
+
+
+def _shares(length: int, n: int) -> list[slice]:
+    """Where n equal shares of a side are; shares of a side shorter than n are one pixel each, some of them the same."""
+    share = max(1, length // n)
+    starts = [min(index * share, length - share) for index in range(n)]
+    return [slice(start, start + share) for start in starts]
 
 
 def select_tiling(height: int, width: int, spec: ImageSpec, max_crops: int | None = None) -> CropGrid:

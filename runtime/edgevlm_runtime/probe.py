@@ -61,24 +61,30 @@ def observe_image(
     return ObservedImage(tokens=tokens, calls={"vision": vision.calls, "project": project.calls})
 
 
-def follow(decoder: Decoder, cache: KVCache, prompt: Sequence[int], answer: Sequence[int]) -> list[Step]:
-    """The steps from which each id of a given answer would be chosen; the cache is as before afterwards."""
+def follow(decoder: Decoder, cache: KVCache, prompt: FloatArray, answer: Sequence[int]) -> list[Step]:
+    """The steps from which each id of a given answer would be chosen after a prompt (tokens, dim).
+
+    The cache is as before afterwards.
+    """
     with _kept(cache):
-        return [decoder.run(decoder.embed(ids), cache) for ids in (prompt, *((token,) for token in answer[:-1]))]
+        given = (prompt, *(decoder.embed((token,)) for token in answer[:-1]))
+        return [decoder.run(embeddings, cache) for embeddings in given]
 
 
 def answer_greedily(
-    decoder: Decoder, cache: KVCache, prompt: Sequence[int], spec: PromptSpec, max_tokens: int
+    decoder: Decoder, cache: KVCache, prompt: FloatArray, spec: PromptSpec, max_tokens: int
 ) -> tuple[tuple[int, ...], FloatArray]:
-    """The ids of an answer, with the one that ended it, and the logits (ids, vocab) that they were chosen from.
+    """The ids of an answer to a prompt (tokens, dim), with the one that ended it, and the logits (ids, vocab) that
+    they were chosen from.
 
     The cache is as before afterwards.
     """
     ids: list[int] = []
     logits: list[FloatArray] = []
+    stops = {spec.eos_id, *spec.stop_ids}
     with _kept(cache):
-        while len(ids) < max_tokens and spec.eos_id not in ids:
-            logits.append(decoder.run(decoder.embed(ids[-1:] or prompt), cache).logits)
+        while len(ids) < max_tokens and not stops.intersection(ids[-1:]):
+            logits.append(decoder.run(decoder.embed(ids[-1:]) if ids else prompt, cache).logits)
             ids.append(int(suppress(np.stack(logits), spec.suppressed_ids)[-1].argmax()))
     return tuple(ids), np.stack(logits)
 

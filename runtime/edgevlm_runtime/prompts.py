@@ -52,13 +52,17 @@ class Prompts:
     ) -> Prompt:
         """Ask a question about places `refs` in the image; without an image the prompt is the whole sequence.
 
+        A question that begins with one of the model's tags goes into the template for these.
+
         Raises:
             InvalidOption: references without an image, or ones that are not fractions of it.
             UnsupportedTask: the model knows no reasoning or no references.
         """
         if refs and not image:
             raise InvalidOption("spatial references need an image that they refer to")
-        template = self._reasoning_template() if reasoning else self._spec.query
+        if not image and not reasoning and self._spec.text_query is not None:
+            return self._framed(self._spec.text_query, question)
+        template = self._reasoning_template() if reasoning else self._template(question)
         prefix = template.prefix if image else (self._spec.bos_id, *template.prefix)
         places = [self._place(ref) for ref in refs]
         words = self._tokenizer.encode(self._spec.question_prefix + question)
@@ -72,8 +76,15 @@ class Prompts:
         """
         if not name.strip():
             raise InvalidOption("the object's name is empty; say what to look for")
-        words = self._tokenizer.encode(self._spec.object_prefix + name)
-        return Prompt(ids=(*template.prefix, *words, *template.suffix))
+        return self._framed(template, self._spec.object_prefix + name)
+
+    def _framed(self, template: Template, words: str) -> Prompt:
+        return Prompt(ids=(*template.prefix, *self._tokenizer.encode(words), *template.suffix))
+
+    def _template(self, question: str) -> Template:
+        """The template of a question about an image."""
+        is_tagged = question.startswith(self._spec.tags)
+        return self._spec.tagged if is_tagged and self._spec.tagged is not None else self._spec.query
 
     def _reasoning_template(self) -> Template:
         if self._spec.reasoning is None:
@@ -96,12 +107,18 @@ class Prompts:
         return Prompt(ids=ids, coordinates=tuple(enumerate(center)), sizes=((2, (x_max - x_min, y_max - y_min)),))
 
 
+def before_image(spec: PromptSpec) -> tuple[int, ...]:
+    """The ids before an image's tokens."""
+    return (spec.bos_id,) if spec.before_image is None else spec.before_image
+
+
 def control_ids(spec: PromptSpec) -> Iterator[int]:
     """Every token id that the manifest uses to steer the model; a user's text must not contain any."""
     yield from (spec.bos_id, spec.eos_id, *spec.suppressed_ids, *spec.spatial_point, *spec.spatial_box)
+    yield from (*spec.stop_ids, *(spec.before_image or ()))
     for ids in spec.captions.values():
         yield from ids
-    templates = [spec.query, spec.detect, spec.point]
+    templates = [spec.query, spec.detect, spec.point, spec.text_query, spec.tagged]
     if (thinking := spec.reasoning) is not None:
         templates.append(thinking.template)
         yield from (thinking.answer_id, thinking.coordinate_id, thinking.ground_start_id, thinking.ground_end_id)

@@ -20,7 +20,7 @@ from edgevlm_runtime.options import GenerateOptions
 class Rules:
     """When a sequence ends. `suppressed_ids` can not be picked, but for the first token, as in the references."""
 
-    stop_id: int
+    stop_ids: tuple[int, ...]
     suppressed_ids: tuple[int, ...]
     max_tokens: int
 

@@ -125,7 +125,7 @@ class Speculation:
             return []
         with self._session.decoding():
             guesses = next(filter(None, (guesser.guess(ids, limit) for guesser in self._guessers)), [])
-        return list(takewhile(lambda token: token != self._rules.stop_id and self._session.knows(token), guesses))
+        return list(takewhile(lambda token: token not in self._rules.stop_ids and self._session.knows(token), guesses))
 
     def _read(self, embedding: FloatArray, guesses: Sequence[int]) -> Generator[None, None, None]:
         """Make the next step ready, and one more for every guess that is right."""

@@ -13,10 +13,17 @@ import numpy as np
 
 from edgevlm_runtime.engines import Array, FloatArray, Graph, StatefulGraph
 from edgevlm_runtime.errors import EngineError
-from edgevlm_runtime.kv_cache import MASKED, KVCache
+from edgevlm_runtime.kv_cache import MASKED, BufferCache, KVCache
 from edgevlm_runtime.manifest import CacheSpec
 
 MAX_HIDDEN = 256  # positions: a few answers' worth, fewer than an image takes
+
+
+def open_cache(graph: Graph, spec: CacheSpec, context: int | None = None) -> KVCache:
+    """An empty cache for a graph of either kind; `context` as in `KVCache`."""
+    if isinstance(graph, StatefulGraph):
+        return StateCache(spec, graph, context)
+    return BufferCache(spec, context)
 
 
 class StateCache(KVCache):

@@ -92,16 +92,21 @@ class StopScanner:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
         self._held = ""
-        self.stopped = False
+        self.found: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string is complete, which is then `found`."""
+        return self.found is not None
 
     def push(self, piece: str) -> str:
         """The text that is certain after one more piece; sets `stopped` when a stop string is complete."""
         text = self._held + piece
-        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        found = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:
-            self.stopped = True
+            _, start, self.found = min(found)
             self._held = ""
-            return text[: min(found)[1]]
+            return text[:start]
         n_held = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - n_held :]
         return text[: len(text) - n_held]

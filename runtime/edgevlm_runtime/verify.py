@@ -18,8 +18,9 @@ from edgevlm_runtime.graphs import Graphs
 from edgevlm_runtime.image import load_image
 from edgevlm_runtime.manifest import GraphSpec, Role
 from edgevlm_runtime.options import LoadOptions
-from edgevlm_runtime.parts import TextParts, needed, open_text
+from edgevlm_runtime.parts import ReadImage, TextParts, needed, open_text
 from edgevlm_runtime.probe import ObservedImage, follow, observe_image, suppress
+from edgevlm_runtime.prompts import Prompt
 from edgevlm_runtime.tuning import tuned_options
 
 
@@ -65,24 +66,27 @@ def golden_checks(bundle: Bundle, golden: Golden, engine: Engine) -> tuple[Check
         parts = open_text(bundle, graphs)
         spec = needed(bundle.manifest.image, "image")
         image = observe_image(spec, graphs.open, load_image(golden.image), golden.max_crops)
-        return (
-            *(check for graph in golden.graphs for check in _check_graph(bundle, graphs, graph, image, golden.limits)),
-            *_check_answer(parts, golden.answer, image, golden.limits),
-        )
+        read = parts.read_image([image.tokens])
+        checks: list[Check] = []
+        for graph in golden.graphs:
+            own = read.prefix if graph.role == "prefuse" else _output(bundle, graphs, graph, image)
+            checks += _check_graph(bundle, graph, own, golden.limits)
+        return (*checks, *_check_answer(parts, golden.answer, read, golden.limits))
     finally:
         graphs.close()
 
 
-def _check_graph(
-    bundle: Bundle, graphs: Graphs, golden: GoldenGraph, image: ObservedImage, limits: Limits
-) -> Iterator[Check]:
+def _output(bundle: Bundle, graphs: Graphs, golden: GoldenGraph, image: ObservedImage) -> Array:
+    """The first output of a graph on what the original's was given, or on the image."""
     if golden.role not in bundle.manifest.graphs:
         raise DamagedBundle(f"{bundle.root}: golden vectors of a graph {golden.role} that the manifest does not have")
     spec = bundle.manifest.graphs[golden.role]
     if golden.given is None:
-        output = image.output(golden.role, spec.outputs[0].name)
-    else:
-        output = run_on(graphs, golden.role, spec, golden.given)
+        return image.output(golden.role, spec.outputs[0].name)
+    return run_on(graphs, golden.role, spec, golden.given)
+
+
+def _check_graph(bundle: Bundle, golden: GoldenGraph, output: Array, limits: Limits) -> Iterator[Check]:
     values = rows(output)
     if golden.values.shape[1:] != values.shape[1:] or golden.row_ids.max(initial=0) >= len(values):
         raise DamagedBundle(f"{bundle.root}: golden vectors of graph {golden.role} do not fit it; export it again")
@@ -105,9 +109,9 @@ def run_on(graphs: Graphs, role: Role, spec: GraphSpec, given: Array) -> Array:
     return graphs.open(role).run({spec.inputs[0].name: given})[spec.outputs[0].name]
 
 
-def _check_answer(parts: TextParts, golden: GoldenAnswer, image: ObservedImage, limits: Limits) -> Iterator[Check]:
-    cache = parts.read_image(image.tokens)
-    steps = follow(parts.decoder, cache, golden.prompt, golden.answer)
+def _check_answer(parts: TextParts, golden: GoldenAnswer, image: ReadImage, limits: Limits) -> Iterator[Check]:
+    asked = parts.embed(Prompt(ids=golden.prompt), image.states)
+    steps = follow(parts.decoder, image.cache, asked, golden.answer)
     logits = np.stack([step.logits for step in steps])
     yield Check(
         what="relative error of the first logits",

@@ -5,12 +5,13 @@ Dimensions: crops, patches = grid * grid, rows and cols (of crops), dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from edgevlm_runtime.engines import FloatArray, Graph
 from edgevlm_runtime.errors import EngineError
+from edgevlm_runtime.frames import Frames, squash
 from edgevlm_runtime.image import Pixels
 from edgevlm_runtime.manifest import ImageSpec
 from edgevlm_runtime.preprocess import CropGrid, make_crops
@@ -47,11 +48,21 @@ class VisionTower:
         tokens: FloatArray = self._project.run({"features": joined[None]})["tokens"][0]
         return tokens
 
+    def encode_frames(self, frames: Frames, before_frame: Callable[[int, int], None] | None) -> Iterator[FloatArray]:
+        """`encode` of one frame after the other, each squeezed into the square; `before_frame` as `before_crop`."""
+        for index, pixels in enumerate(frames.read()):
+            if before_frame is not None:
+                before_frame(index, frames.count)
+            yield self.encode(squash(pixels, self._spec.crop_px))
+
     def _join(self, features: list[FloatArray], grid: CropGrid) -> FloatArray:
-        """The global crop's features beside the local ones', (patches, 2 * dim); alone without tiling."""
+        """The global crop's features beside the local ones', (patches, 2 * dim).
+
+        Without tiling those of all crops, one after the other.
+        """
         tiling = self._spec.tiling
         if tiling is None:
-            return features[0]
+            return np.concatenate(features)
         side = self._spec.crop_px // tiling.patch_px
         if features[0].shape[0] != side * side:
             raise EngineError(f"vision graph: {features[0].shape[0]} patches where {side} x {side} are needed")

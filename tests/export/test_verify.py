@@ -144,9 +144,10 @@ def test_a_damaged_golden_file_is_one_line(tmp_path: Path, content: bytes) -> No
 def test_samples_packed_into_one_pass_do_not_see_each_other(recipe: Recipe) -> None:
     """The single pass over all samples says what the oracle says of each sample alone."""
     oracle = Oracle(TINY_SIZES, {name: recipe.weights[name].numpy() for name in recipe.weights})
-    prefix = np.random.default_rng(0).standard_normal((7, 64)).astype(np.float32)
+    image = np.random.default_rng(0).standard_normal((7, 64)).astype(np.float32)
+    prefix = oracle.prefix(0, image)
     samples = [Sample(prompt=(1, 20, 3), answer=(44, 45)), Sample(prompt=(9,), answer=(8, 7, 6, 0))]
-    steps = Reference(recipe).follow(prefix, samples)
+    steps = Reference(recipe).follow(image, samples)
     expected = []
     for sample in samples:
         tokens = oracle.embed([*sample.prompt, *sample.answer[:-1]])
@@ -156,12 +157,12 @@ def test_samples_packed_into_one_pass_do_not_see_each_other(recipe: Recipe) -> N
     assert relative_error(steps.logits, oracle.logits(np.concatenate(expected))) < 1e-5
 
 
-def test_prefixes_in_one_pass_do_not_see_each_other(recipe: Recipe) -> None:
+def test_images_in_one_pass_do_not_see_each_other(recipe: Recipe) -> None:
     rng, reference = np.random.default_rng(0), Reference(recipe)
-    prefixes = [rng.standard_normal((n, 64)).astype(np.float32) for n in (7, 4)]
+    images = [rng.standard_normal((n, 64)).astype(np.float32) for n in (7, 4)]
     samples = [Sample(prompt=(1, 20, 3), answer=(44, 45)), Sample(prompt=(9,), answer=(8, 7, 6, 0))]
-    together = reference.follow_each(prefixes, samples)
-    alone = [reference.follow(prefix, samples) for prefix in prefixes]
+    together = reference.follow_each(images, samples)
+    alone = [reference.follow(image, samples) for image in images]
     assert relative_error(together.logits, np.concatenate([steps.logits for steps in alone])) < 1e-5
     assert relative_error(together.hidden, np.concatenate([steps.hidden for steps in alone])) < 1e-5
 

@@ -296,6 +296,52 @@ def test_sizes_that_can_not_be(root: Path, place: tuple[str, ...], value: object
     assert "image" in refused(root)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "sound"),
+    [
+        ("split", 2, True),
+        ("split", 0, False),
+        ("split", 9, False),
+        ("frames", {"fps": 0.5}, True),
+        ("frames", {"fps": 0.0}, False),
+        ("frames", {"fps": -1.0}, False),
+    ],
+)
+def test_split_images_and_frames_can_be_made(root: Path, name: str, value: object, sound: bool) -> None:
+    def change(data: dict[str, Any]) -> None:
+        del data["image"]["tiling"]
+        data["image"][name] = value
+
+    edit(root, change)
+    if sound:
+        open_bundle(root)
+    else:
+        assert "image: its sizes do not fit" in refused(root)
+
+
+def test_split_images_are_not_tiled_too(root: Path) -> None:
+    edit(root, lambda data: data["image"].update(split=2))
+    assert "image: its sizes do not fit" in refused(root)
+
+
+FUSION = {"n_compressed": 1, "n_layers": 2, "n_kv_heads": 1, "head_dim": 8, "max_context": 64}
+
+
+@pytest.mark.parametrize(
+    ("change", "graph"), [({}, "other"), ({"n_layers": 0}, "prefuse"), ({"max_context": 1}, "prefuse")]
+)
+def test_fusion_fits_its_graph(root: Path, change: dict[str, int], graph: str) -> None:
+    def fuse(data: dict[str, Any], sizes: dict[str, int], role: str) -> None:
+        data["fusion"] = sizes
+        data["graphs"][role] = next(iter(data["graphs"].values()))
+
+    edit(root, lambda data: fuse(data, FUSION, "prefuse"))
+    open_bundle(root)
+    edit(root, lambda data: data["graphs"].pop("prefuse"))
+    edit(root, lambda data: fuse(data, {**FUSION, **change}, graph))
+    assert "fusion: it does not fit the graphs" in refused(root)
+
+
 @pytest.mark.parametrize(("shortest_px", "sound"), [(377, False), (378, True), (8192, True), (10**6, False)])
 def test_a_center_crop_fits_what_was_scaled(root: Path, shortest_px: int, sound: bool) -> None:
     def change(data: dict[str, Any]) -> None:

@@ -66,7 +66,7 @@ def session_of(graph: TinyDecoder) -> Session:
 
 def write(graph: TinyDecoder, max_tokens: int, *guessers: Guesser) -> tuple[list[int], str, Session]:
     session = session_of(graph)
-    rules = Rules(stop_id=STOP, suppressed_ids=(SUPPRESSED,), max_tokens=max_tokens)
+    rules = Rules(stop_ids=(STOP,), suppressed_ids=(SUPPRESSED,), max_tokens=max_tokens)
     loop = TokenLoop(session, Sampler(GenerateOptions()), rules, guessers)
     for token in loop.run(session.embed(PROMPT), lambda token, hidden: session.embed((token,))):
         assert token is None or token == loop.ids[-1]
@@ -133,7 +133,7 @@ def test_each_token_or_pause_is_one_call() -> None:
     graph = RoundingDecoder(VOCAB)
     ids, *_ = write(graph, 50)
     session = session_of(graph)
-    rules = Rules(stop_id=STOP, suppressed_ids=(SUPPRESSED,), max_tokens=50)
+    rules = Rules(stop_ids=(STOP,), suppressed_ids=(SUPPRESSED,), max_tokens=50)
     loop = TokenLoop(session, Sampler(GenerateOptions()), rules, (Exactly(ids),))
     graph.calls.clear()
     n_calls, n_pauses = 1, 0

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from edgevlm_export.checkpoint import Checkpoint
-from edgevlm_export.families.family import ImageRecipe, ManifestParts, ReadOptions
+from edgevlm_export.families.family import ImageRecipe, InOnePlace, ManifestParts, ReadOptions
 from edgevlm_export.families.processor import read_image_spec
 from edgevlm_export.families.published import Tower, build, image_graphs, image_input, match_towers, read_config
 from edgevlm_export.families.random_published import write_random
@@ -30,7 +30,7 @@ _EXPORTER = OptimumExporter(
 _NAMELESS = re.compile(r"LABEL_\d+")  # what transformers calls classes that nobody named
 
 
-class VitFamily:
+class VitFamily(InOnePlace):
     """See `Family`."""
 
     name = "vit"

@@ -20,12 +20,12 @@ Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Linear(nn.Module):
-    """`x @ weight.T + bias` for weight (out, in) and bias (out,)."""
+    """`x @ weight.T + bias` for weight (out, in) and bias (out,), which may be left out."""
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(out_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.onnx.is_in_onnx_export():
@@ -41,34 +41,48 @@ class Linear(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm over the last axis with PyTorch's default epsilon of 1e-5."""
+    """LayerNorm over the last axis, by default with PyTorch's epsilon."""
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim, eps=1e-5)
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__(dim, eps=eps)
+
+
+class RMSNorm(nn.Module):
+    """The last axis over its root mean square, times a weight (dim,)."""
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Divided, not multiplied by the reciprocal: so engines know it for one operator.
+        return x / torch.sqrt(x.square().mean(dim=-1, keepdim=True) + self.eps) * self.weight
 
 
 class Mlp(nn.Module):
-    """Two layers with the tanh approximation of GELU between them."""
+    """Two layers with GELU between them: its tanh approximation, or `exact`."""
 
-    def __init__(self, dim: int, inner_dim: int, out_dim: int | None = None) -> None:
+    def __init__(self, dim: int, inner_dim: int, out_dim: int | None = None, *, exact: bool = False) -> None:
         super().__init__()
         self.fc1 = Linear(dim, inner_dim)
         self.fc2 = Linear(inner_dim, dim if out_dim is None else out_dim)
+        self.approximate = "none" if exact else "tanh"
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.fc2(functional.gelu(self.fc1(x), approximate="tanh"))
+        y: Tensor = self.fc2(functional.gelu(self.fc1(x), approximate=self.approximate))
         return y
 
 
 class Attention(nn.Module):
     """Fused query, key and value projection, attention, output projection."""
 
-    def __init__(self, dim: int, n_heads: int, n_kv_heads: int) -> None:
+    def __init__(self, dim: int, n_heads: int, n_kv_heads: int, *, bias: bool = True) -> None:
         super().__init__()
         head_dim = dim // n_heads
         self.widths = (n_heads * head_dim, n_kv_heads * head_dim, n_kv_heads * head_dim)
-        self.qkv = Linear(dim, sum(self.widths))
-        self.proj = Linear(dim, dim)
+        self.qkv = Linear(dim, sum(self.widths), bias=bias)
+        self.proj = Linear(dim, dim, bias=bias)
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
         y: Tensor = self.proj(attend(*self.qkv(x).split(self.widths, dim=-1)))
@@ -109,12 +123,19 @@ class Rotary:
     """Rotary position embedding of the first `rotary_dim` dimensions of each head, in halves (NeoX order).
 
     The reference writes the rotated halves back interleaved; that permutes queries and keys alike and leaves their
-    products as they are.
+    products as they are. `rescale` changes the frequencies (rotary_dim / 2,).
     """
 
-    def __init__(self, rotary_dim: int, max_context: int, theta: float = 10000.0) -> None:
+    def __init__(
+        self,
+        rotary_dim: int,
+        max_context: int,
+        theta: float = 10000.0,
+        rescale: Callable[[Tensor], Tensor] = lambda frequencies: frequencies,
+    ) -> None:
         exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device="cpu") / rotary_dim
-        angles = torch.outer(torch.arange(max_context, dtype=torch.float32, device="cpu"), theta**-exponents)
+        positions = torch.arange(max_context, dtype=torch.float32, device="cpu")
+        angles = torch.outer(positions, rescale(theta**-exponents))
         self.cos, self.sin = angles.cos(), angles.sin()  # each (max_context, rotary_dim / 2)
 
     def __call__(self, x: Tensor, positions: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def run_passes(
     """All passes; no tensor is read before the graph is written. `matrices` are those that the policy has in int4."""
     model = simplify.run(model)
     model = name_axes.run(model, request.inputs, request.outputs)
-    if cache_type == "int8":
+    if cache_type == "int8" and request.role == "decoder":
         model = scale_cache.run(model, calibration.peaks)
     model = split_outliers.run(model, weights, policy, calibration.outliers)
     model = lower_linear.run(model, weights, policy, matrices)

@@ -29,6 +29,13 @@ def initializer(
     return graph.initializers[name]
 
 
+def linear_inputs(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+    """What an `edgevlm::Linear` reads: x, the matrix and, where it has one, the bias."""
+    x, matrix, bias = (*node.inputs, None)[:3]
+    assert x is not None and matrix is not None
+    return x, matrix, bias
+
+
 def become(
     node: ir.Node, domain: str, op_type: str, inputs: Sequence[ir.Value | None], attributes: dict[str, int]
 ) -> None:

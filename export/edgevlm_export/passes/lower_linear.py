@@ -20,7 +20,7 @@ import torch
 
 from edgevlm_export.int4 import NO_MATRICES, Int4Matrices
 from edgevlm_export.modules.layers import DOMAIN
-from edgevlm_export.passes.edits import become, initializer
+from edgevlm_export.passes.edits import become, initializer, linear_inputs
 from edgevlm_export.quantize import Policy, block_scales, blocks_of, quantize_blocks, read_transposed
 from edgevlm_export.weights import Weights
 from edgevlm_runtime.manifest import Precision
@@ -62,8 +62,11 @@ def _lower_fp16(graph: ir.Graph, node: ir.Node, weights: Weights) -> None:
 
 
 def _multiply_add(graph: ir.Graph, node: ir.Node, matrix: ir.Value) -> None:
-    """Turn the node into the addition of its bias, after a product with the matrix (in, out)."""
-    x, _, bias = node.inputs
+    """Turn the node into a product with the matrix (in, out), and the addition of its bias where it has one."""
+    x, _, bias = linear_inputs(node)
+    if bias is None:
+        become(node, "", "MatMul", [x, matrix], {})
+        return
     product = ir.node("MatMul", [x, matrix])
     product.outputs[0].type, product.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
     graph.insert_before(node, product)
@@ -102,7 +105,7 @@ def _lower_int4(graph: ir.Graph, node: ir.Node, weights: Weights, *, matrices: I
 
 def _multiply_blocks(node: ir.Node, matrix: tuple[ir.Value, ir.Value, ir.Value | None], sizes: dict[str, int]) -> None:
     """Turn the node into a product with a matrix in blocks: its codes, scales and zero points."""
-    x, _, bias = node.inputs
+    x, _, bias = linear_inputs(node)
     become(
         node,
         _MICROSOFT,

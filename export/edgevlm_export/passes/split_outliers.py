@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgevlm_export.modules.layers import DOMAIN
-from edgevlm_export.passes.edits import become, initializer
+from edgevlm_export.passes.edits import become, initializer, linear_inputs
 from edgevlm_export.quantize import Outliers, Policy, read_columns
 from edgevlm_export.weights import Weights
 
@@ -27,8 +27,8 @@ def run(model: ir.Model, weights: Weights, policy: Policy, outliers: Outliers) -
     """Split, in place, every Linear in int8 or int4 whose matrix has outlier channels."""
     splits: dict[tuple[ir.Value, tuple[int, ...]], _Split] = {}
     for node in [node for node in model.graph if node.domain == DOMAIN]:
-        x, matrix, bias = node.inputs
-        assert x is not None and matrix is not None and matrix.name is not None
+        x, matrix, bias = linear_inputs(node)
+        assert matrix.name is not None
         channels = outliers.get(matrix.name, ())
         if not channels or policy(matrix.name) not in ("int8", "int4"):
             continue

@@ -10,7 +10,7 @@ from typing import Any
 from edgevlm_export.checkpoint import Checkpoint
 from edgevlm_export.families.dual_encoder.shrunken import write_clip
 from edgevlm_export.families.dual_encoder.vocabulary import clip_text
-from edgevlm_export.families.family import ImageRecipe, ManifestParts, ReadOptions
+from edgevlm_export.families.family import ImageRecipe, InOnePlace, ManifestParts, ReadOptions
 from edgevlm_export.families.processor import read_image_spec
 from edgevlm_export.families.published import (
     Tower,
@@ -41,7 +41,7 @@ _TEXT = OptimumExporter(
 )
 
 
-class ClipFamily:
+class ClipFamily(InOnePlace):
     """See `Family`."""
 
     name = "clip"

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from edgevlm_export.checkpoint import Checkpoint
-from edgevlm_export.families.family import ManifestParts, ReadOptions, Recipe
+from edgevlm_export.families.decoder_graph import whole_decoder
+from edgevlm_export.families.family import InOnePlace, ManifestParts, ReadOptions, Recipe
 from edgevlm_export.families.moondream2 import config as configs
 from edgevlm_export.families.moondream2.eras import Era
-from edgevlm_export.families.moondream2.graphs import graph_requests, whole_decoder
+from edgevlm_export.families.moondream2.graphs import graph_requests, text_of
 from edgevlm_export.families.moondream2.layouts import canonical, is_packed
 from edgevlm_export.families.moondream2.random_weights import write_shrunken
 from edgevlm_export.families.moondream2.vocabulary import check_tokenizer, is_starmie
@@ -21,7 +22,7 @@ from edgevlm_export.weights import match_weights, module_shapes
 from edgevlm_runtime.manifest import CacheSpec, ImageSpec, RegionSpec, Task, TilingSpec
 
 
-class Moondream2Family:
+class Moondream2Family(InOnePlace):
     """See `Family`."""
 
     name = "moondream2"
@@ -53,7 +54,7 @@ class Moondream2Family:
             graphs=graph_requests(config),
             parts=manifest_parts(config, era),
             embedding="text.wte",
-            decoder=whole_decoder,
+            decoder=whole_decoder(text_of),
             tokenizer=path,
         )
 

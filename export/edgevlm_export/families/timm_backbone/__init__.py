@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgevlm_export.checkpoint import Checkpoint
-from edgevlm_export.families.family import ImageRecipe, ManifestParts, ReadOptions
+from edgevlm_export.families.family import ImageRecipe, InOnePlace, ManifestParts, ReadOptions
 from edgevlm_export.families.timm_backbone.description import describe
 from edgevlm_export.families.timm_backbone.graphs import image_graph
 from edgevlm_export.families.timm_backbone.labels import read_labels
@@ -20,7 +20,7 @@ from edgevlm_export.reparameterize.tiny_vit import MAX_CONSTANT_BYTES, kept_gath
 from edgevlm_runtime.manifest import Task
 
 
-class TimmBackboneFamily:
+class TimmBackboneFamily(InOnePlace):
     """See `Family`."""
 
     name = "timm_backbone"
