@@ -29,11 +29,10 @@ from edgevlm_runtime.graphs import Graphs
 from edgevlm_runtime.image import Pixels
 from edgevlm_runtime.image_encoder import ImageEncoder
 from edgevlm_runtime.manifest import Manifest, Role
-from edgevlm_runtime.model import VISION_ROLES
 from edgevlm_runtime.options import LoadOptions
 from edgevlm_runtime.parts import TextParts, needed, open_image_encoder, open_text
 from edgevlm_runtime.tuning import tuned_options
-from edgevlm_runtime.vision import VisionTower
+from edgevlm_runtime.vision import VisionTower, open_tower
 
 QUESTION = "What is in this picture?"
 N_TOKENS = 64
@@ -204,8 +203,7 @@ def _time_images(encoder: ImageEncoder, pixels: Pixels) -> float:
 
 def _time_answer(bundle: Bundle, graphs: Graphs, parts: TextParts, pixels: Pixels) -> Figures:
     start = time.perf_counter()
-    graphs.prefetch(*VISION_ROLES)  # as a model does
-    tower = VisionTower(needed(bundle.manifest.image, "image"), *(graphs.open(role) for role in VISION_ROLES))
+    tower = open_tower(needed(bundle.manifest.image, "image"), graphs)
     _answer(parts, tower, pixels, 1)
     return {"first_ms": _ms_since(start), **_answer(parts, tower, pixels, N_TOKENS)}
 

@@ -19,10 +19,10 @@ from edgevlm_runtime.encoded import EncodedImage
 from edgevlm_runtime.engines import open_engine
 from edgevlm_runtime.graphs import Graphs
 from edgevlm_runtime.image import Pixels
-from edgevlm_runtime.model import VISION_ROLES, Model, load
+from edgevlm_runtime.model import Model, load
 from edgevlm_runtime.options import GenerateOptions, LoadOptions
 from edgevlm_runtime.parts import needed
-from edgevlm_runtime.vision import VisionTower
+from edgevlm_runtime.vision import open_tower
 
 _NEVER = -1  # no token has this id
 _CROPS = 3
@@ -50,7 +50,7 @@ def encode_crop(bundle: Path, options: LoadOptions, workload: Workload, home: st
     os.environ["EDGEVLM_HOME"] = home
     opened = open_bundle(bundle)
     graphs = Graphs(opened, open_engine(options.engine, options.threads, opened.manifest))
-    tower = VisionTower(needed(opened.manifest.image, "image"), *(graphs.open(role) for role in VISION_ROLES))
+    tower = open_tower(needed(opened.manifest.image, "image"), graphs)
     tower.encode(workload.image(0))
     taken = []
     for index in range(1, 1 + _CROPS):

@@ -19,10 +19,9 @@ from edgevlm_runtime.fidelity import mean_cosine
 from edgevlm_runtime.graphs import Graphs
 from edgevlm_runtime.image import load_image
 from edgevlm_runtime.manifest import Precision
-from edgevlm_runtime.model import VISION_ROLES
 from edgevlm_runtime.parts import needed, open_text
 from edgevlm_runtime.probe import follow, suppress
-from edgevlm_runtime.vision import VisionTower
+from edgevlm_runtime.vision import open_tower
 
 TIE_NATS: Mapping[Precision, float] = {"fp32": 0.001, "fp16": 0.02, "int8": 0.1, "int4": 0.1}
 LEAST_COSINE: Mapping[Precision, float] = {"fp32": 0.99999, "fp16": 0.9999, "int8": 0.999, "int4": 0.97}
@@ -93,7 +92,7 @@ def token_deficits(order: Order, answers: Sequence[Sequence[int]]) -> FloatArray
     graphs = Graphs(bundle, open_engine("onnxruntime", order.threads))
     try:
         parts = open_text(bundle, graphs)
-        tower = VisionTower(needed(bundle.manifest.image, "image"), *(graphs.open(role) for role in VISION_ROLES))
+        tower = open_tower(needed(bundle.manifest.image, "image"), graphs)
         read = parts.read_image([tower.encode(load_image(order.images[0]), None)])
         deficits = []
         for question, ids in zip(order.questions, answers, strict=True):

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, TypeGuard
+from typing import TypeAlias, TypeGuard, cast
 
 import numpy as np
 
@@ -62,14 +62,15 @@ def open_frames(source: FramesSource, spec: FrameSpec) -> Frames:
     return Frames(count=len(images), read=lambda: map(load_image, images))
 
 
-def check_single(source: object, name: str) -> None:
-    """Refuse several images for the model of that name, which looks at one.
+def single(source: ImageSource | FramesSource, name: str) -> ImageSource:
+    """The source of one image, for the model of that name, which looks at one.
 
     Raises:
         UnsupportedTask: the source is a list, a tuple or a video.
     """
     if isinstance(source, list | tuple) or is_video(source):
         raise UnsupportedTask(f"{name} looks at one image at a time, not at several frames or a video")
+    return cast(ImageSource, source)
 
 
 def squash(pixels: Pixels, side: int) -> Pixels:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from edgevlm_runtime.answer import Answer, Detections, Points, timings_of, usage_of
 from edgevlm_runtime.bundle import Bundle, open_bundle
@@ -20,17 +19,17 @@ from edgevlm_runtime.drafting import Drafter, Guessers, check_draft
 from edgevlm_runtime.encoded import EncodedImage
 from edgevlm_runtime.engines import Engine, FloatArray, open_engine
 from edgevlm_runtime.errors import EngineError, InvalidOption, UnsupportedTask
-from edgevlm_runtime.frames import Frames, FramesSource, check_single, is_frames, open_frames
+from edgevlm_runtime.frames import FramesSource
 from edgevlm_runtime.generate import Writer
 from edgevlm_runtime.graphs import Graphs
-from edgevlm_runtime.image import ImageSource, load_image
+from edgevlm_runtime.image import ImageSource
 from edgevlm_runtime.image_cache import ImageCache, open_image_cache
+from edgevlm_runtime.image_reader import ImageReader
 from edgevlm_runtime.image_tasks import Done, ImageTasks
 from edgevlm_runtime.labels import Classification
-from edgevlm_runtime.manifest import Manifest, Role, Task
+from edgevlm_runtime.manifest import Manifest, Task
 from edgevlm_runtime.options import GenerateOptions, LoadOptions
-from edgevlm_runtime.parts import ReadImage, TextParts, needed, open_text
-from edgevlm_runtime.preprocess import select_tiling
+from edgevlm_runtime.parts import TextParts, needed, open_text
 from edgevlm_runtime.prompts import Prompt, SpatialRef
 from edgevlm_runtime.regions import Locator
 from edgevlm_runtime.search import SearchResult
@@ -38,11 +37,10 @@ from edgevlm_runtime.speculate import Draft
 from edgevlm_runtime.streams import AnswerStream, Checkpoint, iterate, run_to_end
 from edgevlm_runtime.text_boxes import read_boxes
 from edgevlm_runtime.tuning import tuned_options
-from edgevlm_runtime.vision import VisionTower
 
 AnyImage: TypeAlias = ImageSource | FramesSource | EncodedImage
 GREEDY = GenerateOptions()
-VISION_ROLES: tuple[Role, ...] = ("vision", "project")
+T = TypeVar("T")
 
 
 def load(source: str | os.PathLike[str] | Bundle, options: LoadOptions | None = None) -> Model:
@@ -113,11 +111,9 @@ class Model:
         except BaseException:
             self._graphs.close()  # what is still being opened in the background
             raise
-        self._tower: VisionTower | None = None
         self._encoded = images or ImageCache(bundle, engine.name)
-        self._opening = threading.Lock()
         self._guessers = Guessers(open_draft if self._parts and self._parts.decoder.forgets_exactly else None)
-        self._low_memory = low_memory
+        self._reader = self._open_reader(low_memory)
         self.load_ms = 1e3 * (time.perf_counter() - start)
 
     def __repr__(self) -> str:
@@ -150,7 +146,7 @@ class Model:
         Waits for an image that is being written to the image cache.
         """
         self._graphs.close()
-        self._parts = None
+        self._parts = self._reader = None
         self._encoded.close()
         if self._images is not None:
             self._images.close()
@@ -165,26 +161,7 @@ class Model:
         `checkpoint` is called with the index and the number of crops, or of frames, before each; what it raises ends
         the encoding. An image that the image cache knows is not encoded again.
         """
-        parts = self._open_parts()
-        spec = needed(self.manifest.image, "image")
-        if spec.frames is None:
-            check_single(image, self.manifest.name)
-        elif is_frames(image):
-            return self._encode_frames(parts, open_frames(image, spec.frames), checkpoint)
-        if self._tower is None and self._encoded.is_empty:
-            self._graphs.prefetch(*VISION_ROLES)  # while the image is decoded
-        pixels = load_image(image)  # type: ignore[arg-type]  # frames are gone
-
-        def encode(key: str) -> EncodedImage:
-            tokens = self._vision().encode(pixels, max_crops, checkpoint)
-            if self._low_memory:
-                self._release_vision()
-            return self._as_encoded(parts.read_image([tokens]), pixels.shape[:2], key)
-
-        grid = select_tiling(pixels.shape[0], pixels.shape[1], spec, max_crops)
-        encoded = self._encoded.get(pixels, grid, parts.decoder.new_cache, encode)
-        self._guessers.look(encoded, pixels, max_crops, checkpoint)
-        return encoded
+        return self._open(self._reader).read(image, max_crops, checkpoint)
 
     def caption(self, image: AnyImage, length: str = "normal", options: GenerateOptions = GREEDY) -> Answer:
         """Describe an image; `length` is one of the model's, usually "short", "normal" or "long"."""
@@ -347,24 +324,6 @@ class Model:
 
         return await asyncio.to_thread(self.point, image, name, options)
 
-    def _encode_frames(self, parts: TextParts, frames: Frames, checkpoint: Checkpoint | None) -> EncodedImage:
-        """Encode frames as they are decoded."""
-        size = next(frames.read()).shape[:2]
-        read = parts.read_image(self._vision().encode_frames(frames, checkpoint))
-        if self._low_memory:
-            self._release_vision()
-        return self._as_encoded(read, size)
-
-    def _as_encoded(self, read: ReadImage, size: tuple[int, ...], key: str = "") -> EncodedImage:
-        return EncodedImage(
-            owner=self._encoded.owner,
-            embeddings=read.tokens,
-            cache=read.cache,
-            size=(size[0], size[1]),
-            states=read.states,
-            key=key,
-        )
-
     def _need(self, task: Task) -> TextParts:
         """The parts that read and write, if the model can do the task."""
         if task not in self.manifest.tasks:
@@ -381,24 +340,21 @@ class Model:
         return UnsupportedTask(f"{self.manifest.name} can not {what}; it can: {', '.join(self.manifest.tasks)}")
 
     def _open_parts(self) -> TextParts:
+        return self._open(self._parts)
+
+    def _open(self, part: T | None) -> T:
+        """A part of models that write text, while there is one."""
         if self._images is not None:
             raise self._can_not("write text")
-        if self._parts is None:
+        if part is None:
             raise EngineError(f"{self.manifest.name} was closed; load it again")
-        return self._parts
+        return part
 
-    def _vision(self) -> VisionTower:
-        with self._opening:
-            if self._tower is None:
-                spec = needed(self.manifest.image, "image")
-                self._graphs.prefetch(*VISION_ROLES)
-                self._tower = VisionTower(spec, *(self._graphs.open(role) for role in VISION_ROLES))
-            return self._tower
-
-    def _release_vision(self) -> None:
-        with self._opening:
-            self._tower = None
-            self._graphs.release(VISION_ROLES)
+    def _open_reader(self, low_memory: bool) -> ImageReader | None:
+        if self._parts is None:
+            return None
+        images, guessers = self._encoded, self._guessers
+        return ImageReader(self.manifest, self._graphs, self._parts, images, guessers, low_memory=low_memory)
 
     def _locator(self, parts: TextParts, options: GenerateOptions) -> Locator:
         regions = parts.need_regions()

@@ -12,9 +12,12 @@ import numpy as np
 from edgevlm_runtime.engines import FloatArray, Graph
 from edgevlm_runtime.errors import EngineError
 from edgevlm_runtime.frames import Frames, squash
+from edgevlm_runtime.graphs import Graphs
 from edgevlm_runtime.image import Pixels
-from edgevlm_runtime.manifest import ImageSpec
+from edgevlm_runtime.manifest import ImageSpec, Role
 from edgevlm_runtime.preprocess import CropGrid, make_crops
+
+VISION_ROLES: tuple[Role, ...] = ("vision", "project")
 
 
 class VisionTower:
@@ -72,6 +75,12 @@ class VisionTower:
             pooled = adaptive_average_pool(stitch(tiles, grid, tiling.margin_patches), side)
             local = pooled.reshape(side * side, -1)
         return np.concatenate([features[0], local], axis=-1)
+
+
+def open_tower(spec: ImageSpec, graphs: Graphs) -> VisionTower:
+    """The tower of a bundle, its graphs opened side by side; raises as `Graphs.open`."""
+    graphs.prefetch(*VISION_ROLES)
+    return VisionTower(spec, *(graphs.open(role) for role in VISION_ROLES))
 
 
 def stitch(tiles: FloatArray, grid: CropGrid, margin: int) -> FloatArray:

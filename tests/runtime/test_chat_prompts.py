@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -49,9 +50,9 @@ def say(text: str, model: Model, decoder: TinyDecoder, n_prompt: int) -> list[in
 
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
 def test_the_prefix_is_what_stands_before_the_image_and_the_image(
-    tmp_path: Path, photo: npt.NDArray[np.uint8], attention: str
+    tmp_path: Path, photo: npt.NDArray[np.uint8], attention: Literal["causal", "bidirectional"]
 ) -> None:
-    model, decoder, _ = chat_model(tmp_path, replace(CHAT, image_attention=attention))  # type: ignore[arg-type]
+    model, decoder, _ = chat_model(tmp_path, replace(CHAT, image_attention=attention))
     image = model.encode(photo)
     assert decoder.calls == [(0, PREFIX)]
     logits = model.next_token_logits(image, "how")

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from edgevlm_runtime.errors import BadImage, EngineError, UnsupportedTask
-from edgevlm_runtime.frames import is_frames, open_frames
+from edgevlm_runtime.frames import FramesSource, is_frames, open_frames
 from edgevlm_runtime.manifest import FrameSpec
 from edgevlm_runtime.model import Model
 from edgevlm_runtime.video import open_video, spread
@@ -92,8 +92,8 @@ def test_frames_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
         next(frames)
 
 
-def read_all(source: object) -> Iterator[Pixels]:
-    return open_frames(source, SPEC).read()  # type: ignore[arg-type]
+def read_all(source: FramesSource) -> Iterator[Pixels]:
+    return open_frames(source, SPEC).read()
 
 
 def test_what_can_not_be_read_is_one_line(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from edgevlm_runtime.frames import squash
 from edgevlm_runtime.options import GenerateOptions
 from edgevlm_runtime.parts import needed
 from edgevlm_runtime.preprocess import make_crops
+from edgevlm_runtime.vision import open_tower
 from tests.export.llava_mini.conftest import Case
 from tests.oracles.llava_mini_transformers import PLACEHOLDER
 
@@ -57,7 +58,7 @@ def test_preprocessing(case: Case, photos: Photos) -> None:
 
 def test_patches_and_compressed_tokens(case: Case, photos: Photos) -> None:
     for photo in photos:
-        tokens = case.model._vision().encode(photo)
+        tokens = open_tower(needed(case.model.manifest.image, "image"), case.model._graphs).encode(photo)
         expected = case.oracle.vision(case.oracle.features(pixels_of(case, photo)))
         assert relative_error(tokens, expected) < 1e-5
 
