@@ -6,17 +6,18 @@ What "auto" chooses for a bundle on a CPU that has OpenVINO, and IR for all its 
 - models that generate text, in 8 bits, with a decoder of LARGE_BYTES or more: OpenVINO.
 - others that generate text: ONNX Runtime.
 
-OpenVINO prepares whatever it opens, and packs the weights in the first run; both have to pay by the first image. It is
-slow at packing 4 bits, and opening 0.5B takes it as long as 2B. Seconds of CPU by parameters, ONNX Runtime's with a
-cache in float32 / OpenVINO's, on 2 threads with AVX-512 VNNI and without AMX; the peak, in GB, is the decoder's alone:
+OpenVINO is faster at images and prompts and slower at single tokens, and packs the weights in the first run of every
+process: quickly those in 8 bits, slowly those in 4. On 2 threads with AVX-512 VNNI and without AMX `python -m
+benchmarks.peers` measured by parameters (ONNX Runtime / OpenVINO), with 64 tokens an answer and, where the process is
+new, with loading and packing:
 
-              open         pack        a crop      730 tokens   16 more      a token      peak
-  2B int8     2.3 / 1.5    0.2 / 2.4   4.6 / 3.0   12.5 / 9.3   0.53 / 0.54  0.19 / 0.15  2.11 / 1.84
-  2B int4     1.6 / 1.8    0.1 / 7.2   4.7 / 3.0   12.9 / 8.9   0.48 / 0.49  0.16 / 0.11  1.53 / 1.26
-  0.5B int8   0.7 / 1.9    0.0 / 0.8   2.1 / 1.5    3.8 / 3.2   0.13 / 0.25  0.05 / 0.05  0.80 / 0.72
+                      2B int8        2B int4
+  first, new process  15.4 / 14.7    13.1 / 15.8 s
+  another image       12.8 / 11.7    11.7 / 10.1 s
+  kept, new process    7.0 /  8.2     4.3 /  9.6 s
+  peak with one image 2.15 / 2.53    1.55 / 1.93 GB
 
-So the first answer takes 2B in int8 0.83 of the time, and one about an image that is kept on disk 1.3 of it; 2B in int4
-1.1 and 5. Models in floating point gain nothing, small ones lose: a token of one of 6 MB takes OpenVINO twice the time.
+Models in floating point gain nothing, and small ones lose: opening 0.5B takes OpenVINO as long as 2B.
 """
 
 from __future__ import annotations
