@@ -69,9 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.Exit as done:
         return done.exit_code
     except (Exception, KeyboardInterrupt) as error:
-        # Python remembers an interrupt of code that it was given as a string, as dataclasses do, and would end itself by
-        # the signal instead of with our exit code; more of such code makes it forget.
-        exec("")  # noqa: S102
+        # Python remembers an interrupt of code that it was given as a string, as dataclasses do, and would end itself
+        # by the signal instead of with our exit code; more of such code makes it forget.
+        exec("")
         return report(error, verbose="--verbose" in given)
     return 0
 
