@@ -1,63 +1,24 @@
-"""The graph role `decoder`, which every family that generates text has: one wrapper around its own text module."""
+"""The graph role `decoder`, which every family that generates text has: one wrapper around its own text module,
+and what other graphs over a cache have in common with it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from edgevlm_export.families.family import GraphRequest
-from edgevlm_export.modules.layers import Attend, Rotary
+from edgevlm_export.modules.decoder import Decoder, Layers, LayerSizes, TextSizes
+from edgevlm_export.modules.layers import Attend
 from edgevlm_runtime.manifest import TensorSpec
-
-
-class LayerSizes(Protocol):
-    """What layers over a cache are like; a head is dim // n_heads wide."""
-
-    @property
-    def dim(self) -> int: ...
-    @property
-    def n_layers(self) -> int: ...
-    @property
-    def n_heads(self) -> int: ...
-    @property
-    def n_kv_heads(self) -> int: ...
-    @property
-    def max_context(self) -> int: ...
-
-
-class TextSizes(LayerSizes, Protocol):
-    """What the decoder's graph must know of a text module's configuration."""
-
-    @property
-    def vocab_size(self) -> int: ...
-
-
-class TextModule(Protocol):
-    """A family's text module: blocks that are called with (batch, tokens, dim) and an `Attend`."""
-
-    rotary: Rotary
-
-    @property
-    def config(self) -> TextSizes: ...
-    @property
-    def blocks(self) -> Iterable[nn.Module]: ...
-
-    def hidden(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        """Embeddings (batch, tokens, dim) to hidden states before the last norm; mask as in `masked_attention`."""
-        ...
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states (..., dim) to next-token logits (..., vocab)."""
-        ...
 
 
 class _DecoderGraph(nn.Module):
     """The decoder over a cache that is read and extended in place; prefill and step are the same graph."""
 
-    def __init__(self, text: TextModule) -> None:
+    def __init__(self, text: Decoder) -> None:
         super().__init__()
         self.text = text
 
@@ -70,12 +31,8 @@ class _DecoderGraph(nn.Module):
         logit_positions: Tensor,
         *past: Tensor,
     ) -> tuple[Tensor, ...]:
-        config = self.text.config
-        presents: list[Tensor] = []
-        x = embeddings
-        for block, key, value in zip(self.text.blocks, past[::2], past[1::2], strict=True):
-            shared = (attention_bias, seqlens_k, total_sequence_length, self.text.rotary.cos, self.text.rotary.sin)
-            x = block(x, cached_attention(config, (key, value), shared, presents))
+        lengths = (seqlens_k, total_sequence_length)
+        x, presents = cached_layers(self.text, embeddings, attention_bias, lengths, past)
         hidden = x[0].index_select(0, logit_positions)
         return self.text.logits(hidden), hidden, *presents
 
@@ -83,7 +40,7 @@ class _DecoderGraph(nn.Module):
 class _WholeDecoder(nn.Module):
     """The decoder over a whole sequence without a cache, in plain torch; see `Recipe.decoder`."""
 
-    def __init__(self, text: TextModule) -> None:
+    def __init__(self, text: Decoder) -> None:
         super().__init__()
         self.text = text
 
@@ -92,12 +49,26 @@ class _WholeDecoder(nn.Module):
         return self.text.logits(hidden), hidden
 
 
-def whole_decoder(text_of: Callable[[nn.Module], TextModule]) -> Callable[[nn.Module], nn.Module]:
+def whole_decoder(text_of: Callable[[nn.Module], Decoder]) -> Callable[[nn.Module], nn.Module]:
     """`Recipe.decoder` of a family whose module has the text module that `text_of` finds."""
     return lambda module: _WholeDecoder(text_of(module))
 
 
-def cached_attention(
+def cached_layers(
+    layers: Layers, x: Tensor, bias: Tensor, lengths: tuple[Tensor, Tensor], past: tuple[Tensor, ...]
+) -> tuple[Tensor, list[Tensor]]:
+    """Embeddings x to hidden states, and the new keys and values of all layers in the order of `past`.
+
+    lengths are seqlens_k and total_sequence_length; the arguments are shaped as in `layers_inputs` and `cache_specs`.
+    """
+    shared = (bias, *lengths, layers.rotary.cos, layers.rotary.sin)
+    presents: list[Tensor] = []
+    for block, key, value in zip(layers.blocks, past[::2], past[1::2], strict=True):
+        x = block(x, _cached_attention(layers.config, (key, value), shared, presents))
+    return x, presents
+
+
+def _cached_attention(
     config: LayerSizes, past: tuple[Tensor, Tensor], shared: tuple[Tensor, ...], presents: list[Tensor]
 ) -> Attend:
     """One layer's attention as GroupQueryAttention; its new keys and values are appended to presents.
@@ -129,17 +100,14 @@ def cached_attention(
 
 
 def decoder_request(
-    config: TextSizes, text_of: Callable[[nn.Module], TextModule], *, eight_bits: frozenset[str] = frozenset()
+    config: TextSizes, text_of: Callable[[nn.Module], Decoder], *, eight_bits: frozenset[str] = frozenset()
 ) -> GraphRequest:
     """The role's request; `eight_bits` as in `GraphRequest`."""
     return GraphRequest(
         role="decoder",
         build=lambda module: _DecoderGraph(text_of(module)),
         inputs=(
-            float_spec("embeddings", 1, "tokens", config.dim),
-            float_spec("attention_bias", 1, 1, "tokens", "total"),
-            TensorSpec(name="seqlens_k", dtype="int32", shape=(1,)),
-            TensorSpec(name="total_sequence_length", dtype="int32", shape=()),
+            *layers_inputs(config),
             TensorSpec(name="logit_positions", dtype="int64", shape=("n",)),
             *cache_specs("past_key_values", config),
         ),
@@ -150,6 +118,16 @@ def decoder_request(
         ),
         example={"tokens": 3, "total": 5, "n": 2},
         eight_bits=eight_bits,
+    )
+
+
+def layers_inputs(config: LayerSizes) -> tuple[TensorSpec, ...]:
+    """What layers over a cache read besides the cache."""
+    return (
+        float_spec("embeddings", 1, "tokens", config.dim),
+        float_spec("attention_bias", 1, 1, "tokens", "total"),
+        TensorSpec(name="seqlens_k", dtype="int32", shape=(1,)),
+        TensorSpec(name="total_sequence_length", dtype="int32", shape=()),
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgevlm_export.modules.layers import Attend, Attention, LayerNorm, Linear, full_attention
+from edgevlm_export.modules.layers import Attend, Attention, LayerNorm, Linear, full_attention, patchify, run_blocks
 
 CHANNELS = 3
 
@@ -72,19 +72,9 @@ class ClipVision(nn.Module):
         self.pre_ln = LayerNorm(config.dim)
         self.blocks = nn.ModuleList(ClipBlock(config) for _ in range(config.n_layers))
 
-    def patchify(self, crops: Tensor) -> Tensor:
-        """(crops, 3, side, side) to (crops, patches, 3 * patch * patch), channel first within a patch."""
-        side, grid = self.config.patch_px, self.config.grid
-        x = crops.reshape(-1, CHANNELS, grid, side, grid, side)
-        return x.permute(0, 2, 4, 1, 3, 5).reshape(-1, grid * grid, CHANNELS * side * side)
-
     def encode(self, crops: Tensor) -> Tensor:
         """Normalized crops (crops, 3, side, side) to features (crops, patches, dim)."""
-        patches = self.patch_emb(self.patchify(crops))
+        patches = self.patch_emb(patchify(crops, self.config.patch_px))
         first = self.class_emb.expand(patches.shape[0], 1, -1)
         x = self.pre_ln(torch.cat((first, patches), dim=1) + self.pos_emb)
-        attend = full_attention(self.config.n_heads)
-        for block in self.blocks:
-            x = block(x, attend)
-        y: Tensor = x[:, 1:]
-        return y
+        return run_blocks(self.blocks, x, full_attention(self.config.n_heads))[:, 1:]

@@ -6,7 +6,7 @@ precision of a matrix is decided later, by a pass over the graph, without lookin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 import torch
@@ -87,6 +87,36 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
         y: Tensor = self.proj(attend(*self.qkv(x).split(self.widths, dim=-1)))
         return y
+
+
+class PreNormBlock(nn.Module):
+    """Attention, then an MLP: each reads a norm of what comes in, and is added to it."""
+
+    def __init__(self, norm: Callable[[], nn.Module], attn: Attention, mlp: nn.Module) -> None:
+        super().__init__()
+        self.ln1 = norm()
+        self.attn = attn
+        self.ln2 = norm()
+        self.mlp = mlp
+
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        x = x + self.attn(self.ln1(x), attend)
+        y: Tensor = x + self.mlp(self.ln2(x))
+        return y
+
+
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor, attend: Attend) -> Tensor:
+    """x (batch, tokens, dim) through one block after another, all with the same attention."""
+    for block in blocks:
+        x = block(x, attend)
+    return x
+
+
+def patchify(images: Tensor, patch_px: int) -> Tensor:
+    """(images, channels, side, side) to (images, patches, channels * patch * patch), channel first within a patch."""
+    channels, grid = images.shape[1], images.shape[2] // patch_px
+    x = images.reshape(-1, channels, grid, patch_px, grid, patch_px)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(-1, grid * grid, channels * patch_px * patch_px)
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgevlm_export.modules.layers import Attend, Attention, Linear, RMSNorm, Rotary, masked_attention
+from edgevlm_export.modules.decoder import Decoder, Layers
+from edgevlm_export.modules.layers import Attention, Linear, PreNormBlock, RMSNorm, Rotary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,58 +62,39 @@ class SwiGlu(nn.Module):
         return y
 
 
-class LlamaBlock(nn.Module):
+class LlamaBlock(PreNormBlock):
     def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
-        self.ln1 = RMSNorm(config.dim, config.norm_eps)
-        self.attn = Attention(config.dim, config.n_heads, config.n_kv_heads, bias=False)
-        self.ln2 = RMSNorm(config.dim, config.norm_eps)
-        self.mlp = SwiGlu(config.dim, config.ff_dim)
-
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        x = x + self.attn(self.ln1(x), attend)
-        y: Tensor = x + self.mlp(self.ln2(x))
-        return y
+        super().__init__(
+            partial(RMSNorm, config.dim, config.norm_eps),
+            Attention(config.dim, config.n_heads, config.n_kv_heads, bias=False),
+            SwiGlu(config.dim, config.ff_dim),
+        )
 
 
-class LlamaLayers(nn.Module):
+class LlamaLayers(Layers):
     """Layers over embeddings, without a norm at their end."""
 
     def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.blocks = nn.ModuleList(LlamaBlock(config) for _ in range(config.n_layers))
-        rescale = {} if config.rope_scaling is None else {"rescale": config.rope_scaling}
-        self.rotary = Rotary(config.head_dim, config.max_context, config.rope_theta, **rescale)
-
-    def hidden(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        """Embeddings (batch, tokens, dim) to hidden states of the same shape.
-
-        positions is (tokens,) or (batch, tokens); mask as in `masked_attention`.
-        """
-        attend = masked_attention(self.rotary, positions, mask, self.config.n_heads, self.config.n_kv_heads)
-        for block in self.blocks:
-            embeddings = block(embeddings, attend)
-        return embeddings
+        super().__init__(config, partial(LlamaBlock, config), _rotary(config))
 
 
-class Llama(LlamaLayers):
+class Llama(Decoder):
     """The decoder over embeddings."""
 
     def __init__(self, config: LlamaConfig) -> None:
-        super().__init__(config)
-        self.wte = nn.Parameter(torch.empty(config.vocab_size, config.dim))
+        super().__init__(config, partial(LlamaBlock, config), _rotary(config))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.lm_head = Linear(config.dim, config.vocab_size, bias=False)
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """(batch, tokens) to (batch, tokens, dim)."""
-        return functional.embedding(token_ids, self.wte)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states (..., dim) to next-token logits (..., vocab)."""
-        y: Tensor = self.lm_head(self.norm(hidden))
+    def last_norm(self, hidden: Tensor) -> Tensor:
+        """See `Decoder.last_norm`."""
+        y: Tensor = self.norm(hidden)
         return y
+
+
+def _rotary(config: LlamaConfig) -> Rotary:
+    rescale = {} if config.rope_scaling is None else {"rescale": config.rope_scaling}
+    return Rotary(config.head_dim, config.max_context, config.rope_theta, **rescale)
 
 
 def some_layers(config: LlamaConfig, n_layers: int, max_context: int) -> LlamaConfig:

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from edgevlm_export.modules.decoder import ParallelDecoder
 from edgevlm_export.modules.layers import (
-    Attend,
     Attention,
     LayerNorm,
     Linear,
     Mlp,
+    PreNormBlock,
     Rotary,
     full_attention,
-    masked_attention,
+    patchify,
+    run_blocks,
 )
 
 
@@ -86,18 +88,13 @@ class Moondream2Config:
     region: RegionConfig = field(default_factory=RegionConfig)
 
 
-class VisionBlock(nn.Module):
+class VisionBlock(PreNormBlock):
     def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.ln1 = LayerNorm(config.enc_dim)
-        self.attn = Attention(config.enc_dim, config.enc_n_heads, config.enc_n_heads)
-        self.ln2 = LayerNorm(config.enc_dim)
-        self.mlp = Mlp(config.enc_dim, config.enc_ff_dim)
-
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        x = x + self.attn(self.ln1(x), attend)
-        y: Tensor = x + self.mlp(self.ln2(x))
-        return y
+        super().__init__(
+            partial(LayerNorm, config.enc_dim),
+            Attention(config.enc_dim, config.enc_n_heads, config.enc_n_heads),
+            Mlp(config.enc_dim, config.enc_ff_dim),
+        )
 
 
 class Vision(nn.Module):
@@ -113,19 +110,10 @@ class Vision(nn.Module):
         self.post_ln = LayerNorm(config.enc_dim)
         self.proj_mlp = Mlp(2 * config.enc_dim, config.proj_inner_dim, config.proj_out_dim)
 
-    def patchify(self, crops: Tensor) -> Tensor:
-        """(crops, 3, side, side) to (crops, patches, 3 * patch * patch), channel first within a patch."""
-        side, grid = self.config.enc_patch_size, self.config.grid
-        x = crops.reshape(-1, self.config.in_channels, grid, side, grid, side)
-        return x.permute(0, 2, 4, 1, 3, 5).reshape(-1, grid * grid, self.config.in_channels * side * side)
-
     def encode(self, crops: Tensor) -> Tensor:
         """Normalized crops (crops, 3, side, side) to features (crops, patches, enc_dim)."""
-        x = self.patch_emb(self.patchify(crops)) + self.pos_emb
-        attend = full_attention(self.config.enc_n_heads)
-        for block in self.blocks:
-            x = block(x, attend)
-        y: Tensor = self.post_ln(x)
+        x = self.patch_emb(patchify(crops, self.config.enc_patch_size)) + self.pos_emb
+        y: Tensor = self.post_ln(run_blocks(self.blocks, x, full_attention(self.config.enc_n_heads)))
         return y
 
     def project(self, features: Tensor) -> Tensor:
@@ -134,49 +122,12 @@ class Vision(nn.Module):
         return y
 
 
-class TextBlock(nn.Module):
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        self.ln = LayerNorm(config.dim)
-        self.attn = Attention(config.dim, config.n_heads, config.n_kv_heads)
-        self.mlp = Mlp(config.dim, config.ff_dim)
-
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        h = self.ln(x)
-        y: Tensor = x + self.attn(h, attend) + self.mlp(h)
-        return y
-
-
-class Text(nn.Module):
+class Text(ParallelDecoder):
     """The decoder over embeddings."""
 
     def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.wte = nn.Parameter(torch.empty(config.vocab_size, config.dim))
-        self.blocks = nn.ModuleList(TextBlock(config) for _ in range(config.n_layers))
-        self.post_ln = LayerNorm(config.dim)
-        self.lm_head = Linear(config.dim, config.vocab_size)
-        self.rotary = Rotary(config.dim // (2 * config.n_heads), config.max_context)
-
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """(batch, tokens) to (batch, tokens, dim)."""
-        return functional.embedding(token_ids, self.wte)
-
-    def hidden(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        """Embeddings (batch, tokens, dim) to hidden states of the same shape, before the last norm.
-
-        positions is (tokens,) or (batch, tokens); mask as in `masked_attention`.
-        """
-        attend = masked_attention(self.rotary, positions, mask, self.config.n_heads, self.config.n_kv_heads)
-        for block in self.blocks:
-            embeddings = block(embeddings, attend)
-        return embeddings
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states (..., dim) to next-token logits (..., vocab)."""
-        y: Tensor = self.lm_head(self.post_ln(hidden))
-        return y
+        attention = partial(Attention, config.dim, config.n_heads, config.n_kv_heads)
+        super().__init__(config, attention, Rotary(config.dim // (2 * config.n_heads), config.max_context))
 
 
 def prefix_mask(n_tokens: int, n_prefix: int) -> Tensor:

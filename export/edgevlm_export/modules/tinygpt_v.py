@@ -8,21 +8,24 @@ parallel blocks with two more norms, of queries and keys before they are rotated
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from edgevlm_export.modules.decoder import ParallelDecoder
 from edgevlm_export.modules.layers import (
     Attend,
     Attention,
     LayerNorm,
     Linear,
     Mlp,
+    PreNormBlock,
     RMSNorm,
     Rotary,
     full_attention,
-    masked_attention,
+    patchify,
+    run_blocks,
 )
 
 CHANNELS = 3
@@ -94,18 +97,13 @@ class TinyGptVConfig:
     text: TextConfig = TextConfig()
 
 
-class VisionBlock(nn.Module):
+class VisionBlock(PreNormBlock):
     def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.ln1 = LayerNorm(config.dim, eps=1e-6)
-        self.attn = Attention(config.dim, config.n_heads, config.n_heads)
-        self.ln2 = LayerNorm(config.dim, eps=1e-6)
-        self.mlp = Mlp(config.dim, config.ff_dim, exact=True)
-
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        x = x + self.attn(self.ln1(x), attend)
-        y: Tensor = x + self.mlp(self.ln2(x))
-        return y
+        super().__init__(
+            partial(LayerNorm, config.dim, eps=1e-6),
+            Attention(config.dim, config.n_heads, config.n_heads),
+            Mlp(config.dim, config.ff_dim, exact=True),
+        )
 
 
 class Vision(nn.Module):
@@ -120,20 +118,11 @@ class Vision(nn.Module):
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.n_layers))
         self.post_ln = LayerNorm(config.dim)
 
-    def patchify(self, images: Tensor) -> Tensor:
-        """(images, 3, side, side) to (images, patches, 3 * patch * patch), channel first within a patch."""
-        side, grid = self.config.patch_px, self.config.grid
-        x = images.reshape(-1, CHANNELS, grid, side, grid, side)
-        return x.permute(0, 2, 4, 1, 3, 5).reshape(-1, grid * grid, CHANNELS * side * side)
-
     def encode(self, images: Tensor) -> Tensor:
         """Normalized images (images, 3, side, side) to features (images, 1 + patches, dim), the class token first."""
-        patches = self.patch_emb(self.patchify(images))
+        patches = self.patch_emb(patchify(images, self.config.patch_px))
         x = torch.cat((self.cls_token.expand(patches.shape[0], -1, -1), patches), dim=1) + self.pos_emb
-        attend = full_attention(self.config.n_heads)
-        for block in self.blocks:
-            x = block(x, attend)
-        y: Tensor = self.post_ln(x)
+        y: Tensor = self.post_ln(run_blocks(self.blocks, x, full_attention(self.config.n_heads)))
         return y
 
 
@@ -219,49 +208,12 @@ class TextAttention(nn.Module):
         return y.reshape(x.shape[0], -1, self.config.dim)
 
 
-class TextBlock(nn.Module):
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        self.ln = LayerNorm(config.dim)
-        self.attn = TextAttention(config)
-        self.mlp = Mlp(config.dim, config.ff_dim)
-
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        h = self.ln(x)
-        y: Tensor = x + self.attn(h, attend) + self.mlp(h)
-        return y
-
-
-class Text(nn.Module):
+class Text(ParallelDecoder):
     """The decoder over embeddings."""
 
     def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.wte = nn.Parameter(torch.empty(config.vocab_size, config.dim))
-        self.blocks = nn.ModuleList(TextBlock(config) for _ in range(config.n_layers))
-        self.post_ln = LayerNorm(config.dim)
-        self.lm_head = Linear(config.dim, config.vocab_size)
-        self.rotary = Rotary(config.rotary_dim, config.max_context, config.rope_theta)
-
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """(batch, tokens) to (batch, tokens, dim)."""
-        return functional.embedding(token_ids, self.wte)
-
-    def hidden(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        """Embeddings (batch, tokens, dim) to hidden states of the same shape, before the last norm.
-
-        positions is (tokens,) or (batch, tokens); mask as in `masked_attention`.
-        """
-        attend = masked_attention(self.rotary, positions, mask, self.config.n_heads, self.config.n_kv_heads)
-        for block in self.blocks:
-            embeddings = block(embeddings, attend)
-        return embeddings
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states (..., dim) to next-token logits (..., vocab)."""
-        y: Tensor = self.lm_head(self.post_ln(hidden))
-        return y
+        rotary = Rotary(config.rotary_dim, config.max_context, config.rope_theta)
+        super().__init__(config, partial(TextAttention, config), rotary)
 
 
 class TinyGptV(nn.Module):

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from edgevlm_export.families.decoder_graph import cache_specs, cached_attention, decoder_request, float_spec
+from edgevlm_export.families.decoder_graph import cache_specs, cached_layers, decoder_request, float_spec, layers_inputs
 from edgevlm_export.families.family import GraphRequest
+from edgevlm_export.families.part_graph import PartGraph
 from edgevlm_export.modules.clip_vision import CHANNELS, ClipVision
 from edgevlm_export.modules.llama import Llama, LlamaLayers
 from edgevlm_export.modules.llava_mini import LlavaMini, LlavaMiniConfig, project
-from edgevlm_runtime.manifest import TensorSpec
-
-
-class _VisionGraph(nn.Module):
-    def __init__(self, vision: ClipVision) -> None:
-        super().__init__()
-        self.vision = vision
-
-    def forward(self, crops: Tensor) -> Tensor:
-        return self.vision.encode(crops)
 
 
 class _ProjectGraph(nn.Module):
@@ -47,12 +38,9 @@ class _PrefuseGraph(nn.Module):
         total_sequence_length: Tensor,
         *past: Tensor,
     ) -> tuple[Tensor, ...]:
-        presents: list[Tensor] = []
-        x, rotary = embeddings, self.prefusion.rotary
-        shared = (attention_bias, seqlens_k, total_sequence_length, rotary.cos, rotary.sin)
-        for block, key, value in zip(self.prefusion.blocks, past[::2], past[1::2], strict=True):
-            x = block(x, cached_attention(self.prefusion.config, (key, value), shared, presents))
-        return x, *presents
+        lengths = (seqlens_k, total_sequence_length)
+        fused, presents = cached_layers(self.prefusion, embeddings, attention_bias, lengths, past)
+        return fused, *presents
 
 
 class _WholeFuser(nn.Module):
@@ -87,7 +75,7 @@ def _vision(config: LlavaMiniConfig) -> GraphRequest:
     vision = config.vision
     return GraphRequest(
         role="vision",
-        build=lambda module: _VisionGraph(_llava(module).vision),
+        build=lambda module: PartGraph("vision", _llava(module).vision, ClipVision.encode),
         inputs=(float_spec("crops", "crops", CHANNELS, vision.image_px, vision.image_px),),
         outputs=(float_spec("features", "crops", vision.n_patches, vision.dim),),
         example={"crops": 2},
@@ -109,13 +97,7 @@ def _prefuse(config: LlavaMiniConfig) -> GraphRequest:
     return GraphRequest(
         role="prefuse",
         build=lambda module: _PrefuseGraph(_llava(module).prefusion),
-        inputs=(
-            float_spec("embeddings", 1, "tokens", layers.dim),
-            float_spec("attention_bias", 1, 1, "tokens", "total"),
-            TensorSpec(name="seqlens_k", dtype="int32", shape=(1,)),
-            TensorSpec(name="total_sequence_length", dtype="int32", shape=()),
-            *cache_specs("past_key_values", layers),
-        ),
+        inputs=(*layers_inputs(layers), *cache_specs("past_key_values", layers)),
         outputs=(float_spec("fused", 1, "tokens", layers.dim), *cache_specs("present", layers)),
         example={"tokens": 3, "total": 5},
     )

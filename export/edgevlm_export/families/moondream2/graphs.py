@@ -1,49 +1,19 @@
-"""Moondream 2's graphs: thin wrappers whose forward is one role, and what goes in and out of each.
-
-A wrapper keeps the parameters' own names and holds only the parts that it runs.
-"""
+"""Moondream 2's graphs: which part plays each role, and what goes in and out."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from typing import TypeAlias
 
 from torch import Tensor, nn
 
 from edgevlm_export.families.decoder_graph import decoder_request, float_spec
 from edgevlm_export.families.family import GraphRequest
+from edgevlm_export.families.part_graph import PartGraph
 from edgevlm_export.modules.moondream2 import Moondream2, Moondream2Config, Region, Text, Vision
 from edgevlm_runtime.manifest import Role, TensorSpec
 
-
-class _VisionGraph(nn.Module):
-    def __init__(self, vision: Vision) -> None:
-        super().__init__()
-        self.vision = vision
-
-    def forward(self, crops: Tensor) -> Tensor:
-        return self.vision.encode(crops)
-
-
-class _ProjectGraph(nn.Module):
-    def __init__(self, vision: Vision) -> None:
-        super().__init__()
-        self.vision = vision
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.vision.project(features)
-
-
-class _RegionGraph(nn.Module):
-    """One of the four directions of the region model, by its method's name."""
-
-    def __init__(self, region: Region, method: str) -> None:
-        super().__init__()
-        self.region = region
-        self.method = method
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = getattr(self.region, self.method)(x)
-        return y
+_RegionMethod: TypeAlias = Callable[[Region, Tensor], Tensor]
 
 
 def graph_requests(config: Moondream2Config) -> tuple[GraphRequest, ...]:
@@ -57,7 +27,7 @@ def _vision(config: Moondream2Config) -> GraphRequest:
     vision = config.vision
     return GraphRequest(
         role="vision",
-        build=lambda module: _VisionGraph(_moondream(module).vision),
+        build=lambda module: PartGraph("vision", _moondream(module).vision, Vision.encode),
         inputs=(float_spec("crops", "crops", vision.in_channels, vision.crop_size, vision.crop_size),),
         outputs=(float_spec("features", "crops", vision.n_patches, vision.enc_dim),),
         example={"crops": 2},
@@ -68,7 +38,7 @@ def _project(config: Moondream2Config) -> GraphRequest:
     vision = config.vision
     return GraphRequest(
         role="project",
-        build=lambda module: _ProjectGraph(_moondream(module).vision),
+        build=lambda module: PartGraph("vision", _moondream(module).vision, Vision.project),
         inputs=(float_spec("features", 1, vision.n_patches, 2 * vision.enc_dim),),
         outputs=(float_spec("tokens", 1, vision.n_patches, vision.proj_out_dim),),
         example={},
@@ -78,17 +48,17 @@ def _project(config: Moondream2Config) -> GraphRequest:
 def _regions(config: Moondream2Config) -> tuple[GraphRequest, ...]:
     region = config.region
     hidden, embeddings = float_spec("hidden", "n", region.dim), float_spec("embeddings", "n", region.dim)
-    bins = region.size_out_dim // 2
-    parts: tuple[tuple[Role, str, TensorSpec, TensorSpec], ...] = (
-        ("region_coordinate_encoder", "encode_coordinate", float_spec("coordinates", "n", 1), embeddings),
-        ("region_size_encoder", "encode_size", float_spec("sizes", "n", 2), embeddings),
-        ("region_coordinate_decoder", "decode_coordinate", hidden, float_spec("logits", "n", region.coord_out_dim)),
-        ("region_size_decoder", "decode_size", hidden, float_spec("logits", "n", 2, bins)),
+    logits, bins = float_spec("logits", "n", region.coord_out_dim), region.size_out_dim // 2
+    parts: tuple[tuple[Role, _RegionMethod, TensorSpec, TensorSpec], ...] = (
+        ("region_coordinate_encoder", Region.encode_coordinate, float_spec("coordinates", "n", 1), embeddings),
+        ("region_size_encoder", Region.encode_size, float_spec("sizes", "n", 2), embeddings),
+        ("region_coordinate_decoder", Region.decode_coordinate, hidden, logits),
+        ("region_size_decoder", Region.decode_size, hidden, float_spec("logits", "n", 2, bins)),
     )
     return tuple(
         GraphRequest(
             role=role,
-            build=partial(_region_graph, method=method),
+            build=_region_graph(method),
             inputs=(given,),
             outputs=(wanted,),
             example={"n": 3},
@@ -97,8 +67,8 @@ def _regions(config: Moondream2Config) -> tuple[GraphRequest, ...]:
     )
 
 
-def _region_graph(module: nn.Module, *, method: str) -> nn.Module:
-    return _RegionGraph(_moondream(module).region, method)
+def _region_graph(method: _RegionMethod) -> Callable[[nn.Module], nn.Module]:
+    return lambda module: PartGraph("region", _moondream(module).region, method)
 
 
 def text_of(module: nn.Module) -> Text:

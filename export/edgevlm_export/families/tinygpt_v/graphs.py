@@ -1,31 +1,13 @@
-"""TinyGPT-V's graphs: thin wrappers whose forward is one role, and what goes in and out of each."""
+"""TinyGPT-V's graphs: which part plays each role, and what goes in and out."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from edgevlm_export.families.decoder_graph import decoder_request, float_spec
 from edgevlm_export.families.family import GraphRequest
+from edgevlm_export.families.part_graph import PartGraph
 from edgevlm_export.modules.tinygpt_v import CHANNELS, QFormer, Text, TinyGptV, TinyGptVConfig, Vision
-
-
-class _VisionGraph(nn.Module):
-    def __init__(self, vision: Vision) -> None:
-        super().__init__()
-        self.vision = vision
-
-    def forward(self, crops: Tensor) -> Tensor:
-        return self.vision.encode(crops)
-
-
-class _ProjectGraph(nn.Module):
-    def __init__(self, qformer: QFormer) -> None:
-        super().__init__()
-        self.qformer = qformer
-
-    def forward(self, features: Tensor) -> Tensor:
-        y: Tensor = self.qformer(features)
-        return y
 
 
 def graph_requests(config: TinyGptVConfig) -> tuple[GraphRequest, ...]:
@@ -39,7 +21,7 @@ def _vision(config: TinyGptVConfig) -> GraphRequest:
     vision = config.vision
     return GraphRequest(
         role="vision",
-        build=lambda module: _VisionGraph(_tinygpt_v(module).vision),
+        build=lambda module: PartGraph("vision", _tinygpt_v(module).vision, Vision.encode),
         inputs=(float_spec("crops", "crops", CHANNELS, vision.image_px, vision.image_px),),
         outputs=(float_spec("features", "crops", vision.n_tokens, vision.dim),),
         example={"crops": 2},
@@ -53,7 +35,7 @@ def _vision(config: TinyGptVConfig) -> GraphRequest:
 def _project(config: TinyGptVConfig) -> GraphRequest:
     return GraphRequest(
         role="project",
-        build=lambda module: _ProjectGraph(_tinygpt_v(module).qformer),
+        build=lambda module: PartGraph("qformer", _tinygpt_v(module).qformer, QFormer.forward),
         inputs=(float_spec("features", 1, config.vision.n_tokens, config.vision.dim),),
         outputs=(float_spec("tokens", 1, config.qformer.n_queries, config.text.dim),),
         example={},
