@@ -87,9 +87,9 @@ def test_a_long_video_needs_memory_for_its_tokens_only(tmp_path: Path, monkeypat
     code = f"""
 import numpy as np
 from edgevlm_runtime.frames import Frames
-from edgevlm_runtime import model as models
+from edgevlm_runtime import image_reader, model as models
 pixels = lambda: (np.full((480, 720, 3), index % 256, np.uint8) for index in range({N_FRAMES}))
-models.open_frames = lambda source, spec: Frames(count={N_FRAMES}, read=pixels)
+image_reader.open_frames = lambda source, spec: Frames(count={N_FRAMES}, read=pixels)
 with models.load({str(bundle)!r}) as model:
     image = model.encode(["many"])
     answer = model.query(image, "What happens?", models.GenerateOptions(max_tokens=4))
