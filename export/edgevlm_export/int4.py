@@ -30,6 +30,7 @@ from edgevlm_export.quantize import blocks_of
 from edgevlm_runtime.engines import FloatArray
 
 _LARGEST = 15
+_WIDEST = 8192  # channels that take over from each other; time and memory grow with the square and more
 _DAMPING = 0.1  # of the mean of X.T @ X's diagonal: what a few images have in common is not relied on too much
 _Bytes = npt.NDArray[np.uint8]
 
@@ -68,24 +69,32 @@ Int4Matrices: TypeAlias = Mapping[str, Int4Matrix]
 NO_MATRICES: Int4Matrices = MappingProxyType({})
 
 
-def quantize_int4(weight: Tensor, gram: Tensor) -> Int4Matrix:
-    """Quantize a matrix (out, in) by GPTQ, gram (in, in) being X.T @ X of its inputs, all in float32."""
+def quantize_int4(weight: Tensor, inputs: Tensor) -> Int4Matrix:
+    """Quantize a matrix (out, in) by GPTQ for inputs (rows, in), both in float32."""
     n_blocks, size = blocks_of(weight.shape[1], bits=4)
     columns = weight.new_zeros(n_blocks * size, len(weight))  # a channel's weights lie together
     columns[: weight.shape[1]] = weight.T
-    feedback = _feedback(gram, len(columns))
-    scales, zeros = columns.new_empty(2, n_blocks, len(weight))
-    errors, codes = torch.empty_like(columns), torch.empty_like(columns, dtype=torch.uint8)
-    for index in range(n_blocks):
-        block = slice(index * size, (index + 1) * size)
-        taken = feedback[: block.start, block].T @ errors[: block.start]
-        grid = scales[index], zeros[index] = fit_grid(columns[block] + taken)
-        codes[block], errors[block] = _round_block(columns[block], taken, feedback[block, block], grid)
+    parts = [slice(start, start + _WIDEST) for start in range(0, len(columns), _WIDEST)]
+    rounded = [_round_channels(columns[part], inputs[:, part], size) for part in parts]
+    codes, scales, zeros = (torch.cat(each) for each in zip(*rounded, strict=True))
     return Int4Matrix(
         packed=_pack(codes.T.reshape(-1, n_blocks, size).numpy()),
         scales=scales.T.contiguous().numpy(),
         zeros=_pack(zeros.T.to(torch.uint8).numpy()),
     )
+
+
+def _round_channels(columns: Tensor, inputs: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes (in, out), scales and zero points (blocks, out) of some channels (in, out) in blocks of a size."""
+    feedback = _feedback(inputs.T @ inputs, len(columns))
+    scales, zeros = columns.new_empty(2, len(columns) // size, columns.shape[1])
+    errors, codes = torch.empty_like(columns), torch.empty_like(columns, dtype=torch.uint8)
+    for index in range(len(scales)):
+        block = slice(index * size, (index + 1) * size)
+        taken = feedback[: block.start, block].T @ errors[: block.start]
+        grid = scales[index], zeros[index] = fit_grid(columns[block] + taken)
+        codes[block], errors[block] = _round_block(columns[block], taken, feedback[block, block], grid)
+    return codes, scales, zeros
 
 
 def fit_grid(block: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,14 +63,13 @@ class _Rounder:
         if name in self.matrices:
             return
         x: Tensor = inputs[0].flatten(end_dim=-2)
-        gram = x.T @ x
-        if not torch.isfinite(gram).all():
+        if not torch.isfinite(x.square().sum()):
             raise CheckpointError(
                 f"tensor {name}: what it is multiplied with is not finite; is the checkpoint damaged?"
             )
         weight, channels = torch.tensor(read_float32(self._weights, name)), self._channels(name)
-        gram[channels], gram[:, channels], weight[:, channels] = 0.0, 0.0, 0.0
-        self.matrices[name] = quantize_int4(weight, gram).move_to(self._folder, name)
+        kept = torch.ones(x.shape[1]).index_fill_(0, torch.tensor(channels, dtype=torch.long), 0.0)
+        self.matrices[name] = quantize_int4(weight * kept, x * kept).move_to(self._folder, name)
         self._rounded()
 
     def _read(self, name: str) -> Tensor:

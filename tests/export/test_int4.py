@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgevlm_export import emit, pipeline, round_int4
+from edgevlm_export import emit, int4, pipeline, round_int4
 from edgevlm_export.checkpoint import LazyWeight
 from edgevlm_export.families.family import Recipe
 from edgevlm_export.int4 import Int4Matrix, fit_grid, quantize_int4
@@ -34,7 +34,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def quantize(weight: Tensor, x: Tensor) -> Int4Matrix:
-    return quantize_int4(weight, x.T @ x)
+    return quantize_int4(weight, x)
 
 
 def restore_slowly(matrix: Int4Matrix, n_inputs: int) -> Array:
@@ -67,6 +67,19 @@ def product_error(rounded: Array | Tensor, weight: Tensor, x: Tensor) -> float:
     """Of x @ weight.T, relative to its size."""
     wrong = x @ (torch.as_tensor(rounded) - weight).T
     return float(wrong.norm() / (x @ weight.T).norm())
+
+
+def test_channels_beyond_the_widest_are_rounded_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, x = draw(7, 576, seed=1), draw(700, 576) @ draw(576, 576, seed=2)
+    together = quantize(weight, x).restore(576)
+    monkeypatch.setattr(int4, "_WIDEST", 192)
+    apart = quantize(weight, x).restore(576)
+    expected = [
+        quantize(weight[:, part], x[:, part]).restore(192) for part in map(slice, (0, 192, 384), (192, 384, 576))
+    ]
+    np.testing.assert_array_equal(apart.numpy(), torch.cat(expected, dim=1).numpy())
+    errors = [product_error(each, weight, x) for each in (together, apart, round_plainly(weight, 64))]
+    assert errors == sorted(errors) and errors[1] < 0.9 * errors[2]
 
 
 @pytest.mark.parametrize(("shape", "size"), SHAPES)
