@@ -123,12 +123,12 @@ class Converter:
         query, key, value = (
             _split_heads(node.get_input(i), heads) for i, heads in enumerate((n_heads, n_kv_heads, n_kv_heads))
         )
-        cos, sin = self._angles or self._read_angles(node, query)
-        self._angles = cos, sin
-        keys = self._remember(_rotate(key, cos, sin))
-        values = self._remember(value)
+        if node.get_attribute("do_rotary"):
+            self._angles = self._angles or self._read_angles(node, query)
+            query, key = (_rotate(x, *self._angles) for x in (query, key))
+        keys, values = self._remember(key), self._remember(value)
         attended = ops.scaled_dot_product_attention(
-            query=_rotate(query, cos, sin),
+            query=query,
             key=_repeat(keys, n_heads // n_kv_heads),
             value=_repeat(values, n_heads // n_kv_heads),
             attention_mask=node.get_input(10),

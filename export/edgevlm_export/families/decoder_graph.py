@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from edgevlm_export.families.family import GraphRequest
 from edgevlm_export.modules.decoder import Decoder, Layers, LayerSizes, TextSizes
-from edgevlm_export.modules.layers import Attend
+from edgevlm_export.modules.layers import Attend, Rotary, merge_heads, split_heads
 from edgevlm_runtime.manifest import TensorSpec
+
+_ROTATED_STEP = 16  # heads of other sizes ONNX Runtime does not rotate itself
 
 
 class _DecoderGraph(nn.Module):
@@ -61,19 +63,22 @@ def cached_layers(
 
     lengths are seqlens_k and total_sequence_length; the arguments are shaped as in `layers_inputs` and `cache_specs`.
     """
-    shared = (bias, *lengths, layers.rotary.cos, layers.rotary.sin)
+    config, rotary = layers.config, layers.rotary
+    rotates = config.dim // config.n_heads % _ROTATED_STEP == 0
+    shared = (bias, *lengths, *((rotary.cos, rotary.sin) if rotates else (None, None)))
     presents: list[Tensor] = []
     for block, key, value in zip(layers.blocks, past[::2], past[1::2], strict=True):
-        x = block(x, _cached_attention(layers.config, (key, value), shared, presents))
+        attend = _cached_attention(config, (key, value), shared, presents)
+        x = block(x, attend if rotates else _rotated(attend, config, rotary, lengths[1]))
     return x, presents
 
 
 def _cached_attention(
-    config: LayerSizes, past: tuple[Tensor, Tensor], shared: tuple[Tensor, ...], presents: list[Tensor]
+    config: LayerSizes, past: tuple[Tensor, Tensor], shared: tuple[Tensor | None, ...], presents: list[Tensor]
 ) -> Attend:
     """One layer's attention as GroupQueryAttention; its new keys and values are appended to presents.
 
-    shared is the bias, seqlens_k, total_sequence_length, cosines and sines.
+    shared is the bias, seqlens_k, total_sequence_length, and cosines and sines if it is to rotate.
     """
     bias, seqlens_k, total, cos, sin = shared
 
@@ -84,7 +89,7 @@ def _cached_attention(
             attrs={
                 "num_heads": config.n_heads,
                 "kv_num_heads": config.n_kv_heads,
-                "do_rotary": 1,
+                "do_rotary": int(cos is not None),
                 "rotary_interleaved": 0,
                 "causal": 0,
             },
@@ -97,6 +102,20 @@ def _cached_attention(
         return result
 
     return attend
+
+
+def _rotated(attend: Attend, config: LayerSizes, rotary: Rotary, total: Tensor) -> Attend:
+    """Attention to queries and keys that are rotated before it; they end where the sequence of `total` tokens does."""
+
+    def attend_rotated(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        positions = torch.arange(q.shape[1]) + (total - q.shape[1])
+        query, key = (
+            merge_heads(rotary(split_heads(x, n_heads), positions))
+            for x, n_heads in ((q, config.n_heads), (k, config.n_kv_heads))
+        )
+        return attend(query, key, v)
+
+    return attend_rotated
 
 
 def decoder_request(

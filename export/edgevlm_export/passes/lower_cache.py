@@ -68,7 +68,9 @@ def _retype(node: ir.Node, dtype: ir.DataType) -> None:
 def _to_float16(graph: ir.Graph, node: ir.Node, halves: dict[ir.Value, ir.Value]) -> None:
     """Cast what a node reads, once for all that read the same, and what it gives back."""
     for index in (gqa.QUERY, gqa.KEY, gqa.VALUE, gqa.COS, gqa.SIN, gqa.BIAS):
-        value = _needed(node.inputs[index])
+        value = node.inputs[index]
+        if value is None:
+            continue
         if value not in halves:
             cast = _cast(value, ir.DataType.FLOAT16)
             graph.insert_before(node, cast)

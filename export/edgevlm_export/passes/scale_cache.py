@@ -29,8 +29,8 @@ def run(model: ir.Model, peaks: OutputPeaks) -> ir.Model:
     """
     for node in gqa.attentions(model.graph):
         _, n_heads, _, head_dim = gqa.fixed_shape(node.inputs[gqa.PAST_KEY])
-        heads, half = (n_heads, head_dim), gqa.fixed_shape(node.inputs[gqa.COS])[1]
-        keys = rotated_peaks(_peaks_of(node.inputs[gqa.KEY], peaks).reshape(heads), half)
+        heads, key_peaks = (n_heads, head_dim), _peaks_of(node.inputs[gqa.KEY], peaks)
+        keys = rotated_peaks(key_peaks.reshape(heads), gqa.fixed_shape(node.inputs[gqa.COS])[1])
         values = _peaks_of(node.inputs[gqa.VALUE], peaks).reshape(heads)
         node.resize_inputs(gqa.N_INPUTS)
         for place, kept, reached in ((gqa.KEY_SCALES, gqa.PAST_KEY, keys), (gqa.VALUE_SCALES, gqa.PAST_VALUE, values)):
@@ -51,7 +51,8 @@ def _peaks_of(value: ir.Value | None, peaks: OutputPeaks) -> FloatArray:
     """The peaks (channels,) of keys or values: of one part of what a Linear gives."""
     assert value is not None
     split = value.producer()
-    assert split is not None and split.op_type == "Split" and split.inputs[0] is not None
+    if split is None or split.op_type != "Split" or split.inputs[0] is None:
+        raise ExportError(f"{value.name}: keys and values are changed after their matrix; choose --kv-cache float16")
     linear = split.inputs[0].producer()
     assert linear is not None and linear.domain == DOMAIN and linear.inputs[1] is not None
     name = str(linear.inputs[1].name)
