@@ -22,8 +22,8 @@ class Answered:
     tokens_per_second: float
 
 
-def answer(bundle: Path, image: bytes, max_crops: int) -> Answered:
-    """Load, ask about an image, and ask again."""
+def answer(bundle: Path, image: bytes, max_crops: int | None) -> Answered:
+    """Load, ask about an image, and ask again. None is as many crops as the model looks at by itself."""
     options = GenerateOptions(max_tokens=_N_TOKENS)
     with load(bundle, LoadOptions(low_memory=True)) as model:
         start = time.perf_counter()

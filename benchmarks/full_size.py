@@ -1,28 +1,28 @@
 """Export and run a full-size model, and what both take: seconds, memory, disk. Without a checkpoint, a random one.
 
-python -m benchmarks.full_size WORK [--size 2b|0.5b] [--checkpoint DIR]
+python -m benchmarks.full_size WORK [--size 2b|0.5b] [--checkpoint DIR] [--keep]
+python -m benchmarks.full_size WORK --model llava-mini|tinygpt-v [--checkpoint DIR] [--keep]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.answering import Answered, answer
-from benchmarks.processes import Measured, measure, peak_rss
-from benchmarks.random_checkpoint import SIZES
-from benchmarks.tables import save, table, write_section
-from edgevlm_export.families.moondream2.random_weights import write_random
-from edgevlm_export.pipeline import ExportRequest, export
-from edgevlm_export.scene import draw_image
-from edgevlm_runtime.manifest import FidelityReport
-from edgevlm_runtime.records import write_record
+from benchmarks.answering import answer
+from benchmarks.full_models import DEFAULT_SIZE, MOONDREAM2, MOONDREAM2_SIZES, OTHERS, FullModel, moondream2
+from benchmarks.full_report import Exported, Results, as_json, render
+from benchmarks.processes import measure, peak_rss
+from benchmarks.tables import save, write_section
+from edgevlm_runtime.bundle import open_bundle
+from edgevlm_runtime.parts import needed
+from edgevlm_runtime.records import read_record, write_record
 
-_CROPS = (1, 12)
-_GB = 1e9
+# Torch is imported only where it is needed: a process that answers imports this file again, and its memory is measured.
 
 
 @dataclass(kw_only=True)
@@ -41,103 +41,100 @@ class Steps:
         """Parts of a step are not measured."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Exported:
-    """The export until verification began, and what that found."""
+def export_model(model: FullModel, checkpoint: Path, out: Path, weights: str) -> Exported:
+    """Export, step by step on stderr; in a process that did nothing else before."""
+    from edgevlm_export.pipeline import ExportRequest, export
 
-    seconds_before_verify: float
-    peak_rss_before_verify: int
-    fidelity: FidelityReport
-
-
-def export_int8(checkpoint: Path, out: Path) -> Exported:
-    """Export, step by step on stderr."""
     steps = Steps()
     request = ExportRequest(
-        name="full-size", family="moondream2", source=checkpoint, out=out, precision="int8", force=True
+        name="full-size",
+        family=model.family,
+        source=checkpoint,
+        out=out,
+        precision=model.precision,
+        stage=model.stage,
+        force=True,
     )
-    bundle = export(request, steps)
+    export(request, steps)
     seconds, peak = steps.seen["verify"]
-    assert bundle.manifest.fidelity is not None
-    return Exported(seconds_before_verify=seconds, peak_rss_before_verify=peak, fidelity=bundle.manifest.fidelity)
+    return Exported(
+        weights=weights,
+        seconds=time.perf_counter() - steps.begun,
+        peak_rss=peak_rss(),
+        seconds_before_verify=seconds,
+        peak_rss_before_verify=peak,
+    )
+
+
+def export_or_keep(model: FullModel, work: Path, checkpoint: Path | None, *, keep: bool) -> Exported:
+    """What the export took: `keep` takes the bundle and the figures that are in `work`, where both are."""
+    out = work / model.bundle_name
+    figures = work / f"{model.bundle_name}.export.json"
+    if keep and figures.exists() and (out / "manifest.json").exists():
+        return read_record(Exported, json.loads(figures.read_text(encoding="utf-8")), str(figures))
+    figures.unlink(missing_ok=True)  # they would be those of another bundle once the export is done
+    source = checkpoint or random_checkpoint(model, work)
+    weights = "random weights" if checkpoint is None else f"weights of {checkpoint.resolve().name}"
+    exported = measure(export_model, model, source, out, weights).value
+    figures.write_text(json.dumps(write_record(exported), indent=2) + "\n", encoding="utf-8")
+    return exported
+
+
+def random_checkpoint(model: FullModel, work: Path) -> Path:
+    """A random checkpoint in `work`, written where it is not there yet."""
+    folder = work / f"random-{model.name}"
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}.partial")  # one that is cut short must not count as there
+        measure(write_checkpoint, model, partial)
+        partial.rename(folder)
+    return folder
+
+
+def write_checkpoint(model: FullModel, out: Path) -> None:
+    """`FullModel.write`, in a process of its own."""
+    model.write(out)
+
+
+def measure_model(model: FullModel, work: Path, checkpoint: Path | None, *, keep: bool) -> Results:
+    """Export where needed, and ask."""
+    exported = export_or_keep(model, work, checkpoint, keep=keep)
+    out = work / model.bundle_name
+    image = measure(draw).value
+    return Results(
+        model=model,
+        exported=exported,
+        bundle_bytes=sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
+        fidelity=needed(open_bundle(out, check=False).manifest.fidelity, "fidelity"),
+        answered={n_crops: measure(answer, out, image, n_crops) for n_crops in model.max_crops},
+    )
+
+
+def draw() -> bytes:
+    """The image that is asked about, a PNG of 640 x 480 pixels."""
+    from edgevlm_export.scene import draw_image
+
+    return draw_image()
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path, help="folder for the checkpoint and the bundle, 6 GB for the 2B model")
-    parser.add_argument("--size", choices=sorted(SIZES), default="2b")
+    parser.add_argument("work", type=Path, help="folder for the checkpoint and the bundle: 6 GB for Moondream2 2B")
+    parser.add_argument("--model", choices=(MOONDREAM2, *OTHERS), default=MOONDREAM2)
+    parser.add_argument("--size", choices=MOONDREAM2_SIZES, help=f"of {MOONDREAM2}, {DEFAULT_SIZE} by default")
     parser.add_argument("--checkpoint", type=Path, help="a checkpoint to use instead of a random one")
+    parser.add_argument("--keep", action="store_true", help="do not export again what WORK has with its figures")
     options = parser.parse_args()
-    checkpoint: Path = options.checkpoint or options.work / f"random-{options.size}"
-    if not checkpoint.exists():
-        write_random(checkpoint, SIZES[options.size])
-    out = options.work / f"{options.size}-int8"
-    exported = measure(export_int8, checkpoint, out)
-    n_bytes = sum(file.stat().st_size for file in out.iterdir())
-    answered = {n_crops: measure(answer, out, draw_image(), n_crops) for n_crops in _CROPS}
-    save(f"full_size_{options.size}", _result(exported, n_bytes, answered))
-    text = render(options.size, exported, n_bytes, answered)
-    if options.size == "2b":
-        write_section("full size", text)
+    if options.size is not None and options.model != MOONDREAM2:
+        parser.error(f"--size is for {MOONDREAM2} only; {options.model} has one size")
+    model = OTHERS.get(options.model) or moondream2(options.size or DEFAULT_SIZE)
+    options.work.mkdir(parents=True, exist_ok=True)
+    results = measure_model(model, options.work, options.checkpoint, keep=options.keep)
+    save(f"full_size_{model.name}", as_json(results))
+    text = render(results)
+    if model.section is not None:
+        write_section(model.section, text)
     print(text)
-
-
-def render(size: str, exported: Measured[Exported], n_bytes: int, answered: dict[int, Measured[Answered]]) -> str:
-    """The README's tables."""
-    before = exported.value
-    export_rows = [
-        [
-            "export to int8, before verification",
-            f"{before.seconds_before_verify:.0f} s",
-            _gb(before.peak_rss_before_verify),
-        ],
-        ["export to int8, with verification", f"{exported.seconds:.0f} s", _gb(exported.peak_rss)],
-    ]
-    run_rows = [
-        [
-            f"at most {n_crops} local crops",
-            f"{run.value.load_ms / 1e3:.1f} s",
-            f"{run.value.first_token_ms / 1e3:.1f} s",
-            f"{run.value.second_question_ms / 1e3:.2f} s",
-            f"{run.value.tokens_per_second:.1f}",
-            _gb(run.peak_rss),
-        ]
-        for n_crops, run in answered.items()
-    ]
-    return "\n\n".join(
-        (
-            table([f"Moondream2 {size.upper()}, random weights", "time", "peak RSS"], export_rows),
-            table(["run, 640 x 480", "load", "first token", "second question", "tokens/s", "peak RSS"], run_rows),
-            f"The bundle has {n_bytes / _GB:.2f} GB. {_agreement(exported.value.fidelity)} "
-            "`python -m benchmarks.full_size WORK`.",
-        )
-    )
-
-
-def _agreement(fidelity: FidelityReport) -> str:
-    return (
-        f"Against the original in float32 at {fidelity.n_positions} positions: greedy tokens "
-        f"{fidelity.greedy_agreement:.1%}, top-1 {fidelity.top1_agreement:.1%}, "
-        f"KL divergence {fidelity.kl_divergence:.5f} nats."
-    )
-
-
-def _result(exported: Measured[Exported], n_bytes: int, answered: dict[int, Measured[Answered]]) -> dict[str, object]:
-    return {
-        "export": {
-            "seconds": exported.seconds,
-            "peak_rss": exported.peak_rss,
-            "seconds_before_verify": exported.value.seconds_before_verify,
-            "peak_rss_before_verify": exported.value.peak_rss_before_verify,
-            "fidelity": write_record(exported.value.fidelity),
-        },
-        "bundle_bytes": n_bytes,
-        "run": {n_crops: {"peak_rss": run.peak_rss, **asdict(run.value)} for n_crops, run in answered.items()},
-    }
-
-
-def _gb(n_bytes: int) -> str:
-    return f"{n_bytes / _GB:.2f} GB"
 
 
 if __name__ == "__main__":
