@@ -60,21 +60,25 @@ def losses(model: Moondream2, features: Tensor, packed: Packed) -> Losses:
     """Losses of what the exchanges should say."""
     hidden = hidden_states(model, features, packed)
     asked = packed.tokens != IGNORED
-    token_losses = functional.cross_entropy(
-        model.text.logits(hidden[asked]).float(), packed.tokens[asked], reduction="none"
-    )
-    weights = packed.weights[asked]
     given = packed.regions.isnan().logical_not()
     is_size, is_coordinate = given[..., 1], given[..., 0] & ~given[..., 1]
     coordinate_logits = model.region.decode_coordinate(hidden[is_coordinate]).float()
     size_logits = model.region.decode_size(hidden[is_size]).float()
     return Losses(
-        tokens=(token_losses * weights).sum() / weights.sum(),
+        tokens=token_loss(model.text.logits(hidden[asked]), packed),
         coordinates=soft_cross_entropy(
             coordinate_logits, packed.regions[is_coordinate][:, 0] * coordinate_logits.shape[-1], _COORD_SPREAD
         ),
         sizes=soft_cross_entropy(size_logits, size_bins(packed.regions[is_size], size_logits.shape[-1]), _SIZE_SPREAD),
     )
+
+
+def token_loss(logits: Tensor, packed: Packed) -> Tensor:
+    """Weighted cross-entropy of logits (n, vocab) at all positions where something should be said."""
+    asked = packed.tokens != IGNORED
+    each = functional.cross_entropy(logits.float(), packed.tokens[asked], reduction="none")
+    weights = packed.weights[asked]
+    return (each * weights).sum() / weights.sum()
 
 
 def size_bins(sizes: Tensor, n_bins: int) -> Tensor:

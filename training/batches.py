@@ -7,11 +7,11 @@ that it is computed as if it were alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 import numpy
 import torch
@@ -27,6 +27,7 @@ from training.tokenizer import COORD, EOS, prompt_ids
 IGNORED = -1
 _PADDING_SEGMENT = -1
 _JITTER = 0.006
+_COLUMNS = ("ids", "values", "positions", "segments", "tokens", "regions", "weights")
 
 
 @dataclass(kw_only=True)
@@ -43,6 +44,14 @@ class Layout:
     weight: float
 
 
+class LaysOut(Protocol):
+    """What can lay exchanges out."""
+
+    def layout(self, said: Exchange) -> Layout:
+        """The sequence of an exchange."""
+        ...
+
+
 class Layouts:
     """Exchanges to sequences, remembering what was tokenized before."""
 
@@ -55,15 +64,19 @@ class Layouts:
         prompt: list[int] = self._prompt(said.task, said.prompt)
         if said.task in ("detect", "point"):
             return _grounded(prompt, said.boxes, with_size=said.task == "detect")
-        answer: list[int] = self._text(said.answer)
-        ids = prompt + answer
-        return Layout(
-            ids=ids,
-            values=[()] * len(ids),
-            tokens=[IGNORED] * (len(prompt) - 1) + answer + [EOS],
-            regions=[()] * len(ids),
-            weight=1 / math.sqrt(len(answer) + 1),
-        )
+        return spoken(prompt, self._text(said.answer), EOS)
+
+
+def spoken(prompt: list[int], answer: list[int], end: int) -> Layout:
+    """The sequence of an answer in words, which the id `end` ends."""
+    ids = prompt + answer
+    return Layout(
+        ids=ids,
+        values=[()] * len(ids),
+        tokens=[IGNORED] * (len(prompt) - 1) + answer + [end],
+        regions=[()] * len(ids),
+        weight=1 / math.sqrt(len(answer) + 1),
+    )
 
 
 def _grounded(prompt: list[int], boxes: Sequence[Box], *, with_size: bool) -> Layout:
@@ -100,6 +113,11 @@ class Packed:
     exchanges: list[list[Exchange]]
     """Those that fitted, numbered by `segments`."""
 
+    def to(self, device: torch.device) -> Packed:
+        """The same on a device."""
+        moved = {name: getattr(self, name).to(device) for name in _COLUMNS}
+        return Packed(exchanges=self.exchanges, **moved)
+
     def mask(self) -> Tensor:
         """(images, 1, prefix + length, prefix + length): which key each query may look at."""
         images, length = self.ids.shape
@@ -116,7 +134,7 @@ class Packed:
         return torch.cat((prefix, self.positions), dim=1)
 
 
-def pack(layouts: Layouts, exchanges: Sequence[Sequence[Exchange]], length: int) -> Packed:
+def pack(layouts: LaysOut, exchanges: Sequence[Sequence[Exchange]], length: int) -> Packed:
     """Pack the exchanges of each image; those that do not fit are left out."""
     shape = (len(exchanges), length)
     columns = {
@@ -156,14 +174,20 @@ def _write(columns: dict[str, NDArray[Any]], place: tuple[int, int], laid: Layou
             columns[name][image, first + offset, : len(numbers)] = numbers
 
 
-def random_batch(layouts: Layouts, scenes: Sequence[Scene], rng: Random, length: int) -> Packed:
+def random_batch(
+    layouts: LaysOut,
+    scenes: Sequence[Scene],
+    rng: Random,
+    length: int,
+    choose: Callable[[Scene, Random], Exchange] = exchange,
+) -> Packed:
     """Random exchanges about each scene, as many as fit."""
     exchanges = []
     for scene in scenes:
         said: list[Exchange] = []
         used = 0
         while used < length - 8 and len(said) < 40:
-            said.append(exchange(scene, rng))
+            said.append(choose(scene, rng))
             used += len(layouts.layout(said[-1]).ids)
         exchanges.append(said)
     packed = pack(layouts, exchanges, length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 
 import numpy
@@ -34,6 +35,14 @@ class Batch:
             torch.stack([shard.labels.classes[i] for shard, i in parts]),
             torch.stack([shard.labels.image[i] for shard, i in parts]),
         )
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        moved = copy(self)
+        moved.pixels = self.pixels.to(device)
+        boxes, classes, image = (label.to(device) for label in self.labels)
+        moved.labels = (boxes, classes, image)
+        return moved
 
 
 class Scenes:

@@ -30,11 +30,11 @@ IMAGE_CLASSES = {"count": MAX_ITEMS + 1, "tone": len(TONES), "pattern": len(PATT
 class DenseHeads(nn.Module):
     """Linear heads on patch features."""
 
-    def __init__(self) -> None:
+    def __init__(self, dim: int = DIM) -> None:
         super().__init__()
-        self.rank = nn.Linear(DIM, MAX_ITEMS + 1)
-        self.item = nn.Linear(DIM, sum(CLASSES.values()) + _N_BOX)
-        self.image = nn.Linear(DIM, sum(IMAGE_CLASSES.values()))
+        self.rank = nn.Linear(dim, MAX_ITEMS + 1)
+        self.item = nn.Linear(dim, sum(CLASSES.values()) + _N_BOX)
+        self.image = nn.Linear(dim, sum(IMAGE_CLASSES.values()))
 
 
 def item_classes(item: Item, earlier: Sequence[Item]) -> list[int]:

@@ -21,7 +21,6 @@ from training.loop import LoopOptions, train
 from training.model import normalized
 from training.speed import fast_training
 
-_BATCH = 24
 _LENGTH = 160
 _HELD_OUT_IMAGES = 192
 
@@ -48,7 +47,7 @@ def instruct(
         if steps % 300 == 0:
             scenes.grow(2)
             report(f"{progress:.2f} of {options.minutes} min: {score(answering, held_out, layouts)}")
-        batch = scenes.sample(rng, _BATCH)
+        batch = scenes.sample(rng, options.batch_size)
         packed = random_batch(layouts, batch.scenes, choices, _LENGTH)
         with fast_training():
             features = answering.model.vision.encode(normalized(batch.pixels))
@@ -74,11 +73,12 @@ def score(answering: Answering, held_out: Scenes, layouts: Layouts) -> str:
     given = packed.regions.isnan().logical_not()
     is_coordinate = given[..., 0] & ~given[..., 1]
     error = (coordinates - packed.regions[..., 0])[is_coordinate].abs()
-    by_topic = " ".join(f"{topic} {value:.2f}" for topic, value in sorted(_shares(packed, wrong).items()))
+    by_topic = " ".join(f"{topic} {value:.2f}" for topic, value in sorted(shares(packed, wrong).items()))
     return f"{by_topic} | coordinate error {float(error.mean()):.3f}"
 
 
-def _shares(packed: Packed, wrong: Tensor) -> dict[str, float]:
+def shares(packed: Packed, wrong: Tensor) -> dict[str, float]:
+    """Right answers by topic; `wrong` (images, length) are positions where a wrong token was predicted."""
     outcomes: dict[str, list[bool]] = defaultdict(list)
     for image, said in enumerate(packed.exchanges):
         failed = set(packed.segments[image][wrong[image]].tolist())

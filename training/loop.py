@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from training.speed import CPU
+
 _WARMUP = 0.02
 _EMA_DECAY = 0.999
+_STACKS = re.compile(r"\.(blocks|layers)\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +30,11 @@ class LoopOptions:
     other_lr: float
     final_lr: float = 0.0
     """Fraction of the learning rates that is left at the end."""
+    batch_size: int
     save_seconds: float = 150.0
+    device: torch.device = CPU
+    clock: Callable[[], float] = time.monotonic
+    """Seconds; not of the wall where others keep the machine busy."""
 
     @property
     def checkpoint(self) -> Path:
@@ -34,10 +42,10 @@ class LoopOptions:
 
 
 class Optimizers:
-    """Muon for the matrices of the blocks, AdamW for everything else."""
+    """Muon for the matrices of blocks and layers, AdamW for everything else."""
 
     def __init__(self, module: nn.Module, options: LoopOptions) -> None:
-        matrices = [p for name, p in module.named_parameters() if p.ndim == 2 and ".blocks." in f".{name}"]
+        matrices = [p for name, p in module.named_parameters() if p.ndim == 2 and _STACKS.search(f".{name}")]
         chosen = {id(p) for p in matrices}
         others = [p for p in module.parameters() if id(p) not in chosen]
         self.matrix = torch.optim.Muon(
@@ -90,9 +98,9 @@ def train(
 ) -> None:
     """Minimize what `losses(progress)` returns until the minutes are over; `module` ends with the averaged weights."""
     optimizers, average = Optimizers(module, options), Average(module)
-    step, elapsed = _resume(options.checkpoint, module, optimizers, average)
-    began, saved, recent = time.monotonic() - elapsed, time.monotonic(), math.nan
-    while (elapsed := time.monotonic() - began) < 60 * options.minutes:
+    step, elapsed = _resume(options, module, optimizers, average)
+    began, saved, recent = options.clock() - elapsed, time.monotonic(), math.nan
+    while (elapsed := options.clock() - began) < 60 * options.minutes:
         progress = elapsed / (60 * options.minutes)
         loss = losses(progress)
         torch.autograd.backward(loss)
@@ -126,10 +134,10 @@ def _save(path: Path, module: nn.Module, optimizers: Optimizers, average: Averag
     unfinished.rename(path)
 
 
-def _resume(path: Path, module: nn.Module, optimizers: Optimizers, average: Average) -> tuple[int, float]:
-    if not path.exists():
+def _resume(options: LoopOptions, module: nn.Module, optimizers: Optimizers, average: Average) -> tuple[int, float]:
+    if not options.checkpoint.exists():
         return 0, 0.0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(options.checkpoint, weights_only=True, map_location=options.device)
     module.load_state_dict(state["module"])
     optimizers.load(state["optimizers"])
     average.weights = state["average"]

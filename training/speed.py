@@ -1,4 +1,4 @@
-"""What makes training on a CPU quick: bfloat16 products, and attention written out.
+"""What makes training quick: bfloat16 products, and on CPUs attention written out.
 
 PyTorch's fused attention spends most of a training step in its backward pass on CPUs; for a few hundred tokens the
 plain products are several times faster.
@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+CPU = torch.device("cpu")
 
 
 def plain_attention(
@@ -32,12 +34,12 @@ def plain_attention(
 
 
 @contextmanager
-def fast_training() -> Iterator[None]:
-    """Inside, modules compute in mixed precision with plain attention."""
+def fast_training(device: torch.device = CPU) -> Iterator[None]:
+    """Inside, modules compute on the device, where new tensors appear too, in mixed precision with plain attention."""
     fused = functional.scaled_dot_product_attention
     functional.scaled_dot_product_attention = plain_attention  # type: ignore[assignment]
     try:
-        with torch.autocast("cpu", torch.bfloat16):
+        with device, torch.autocast(device.type, torch.bfloat16):
             yield
     finally:
         functional.scaled_dot_product_attention = fused

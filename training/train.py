@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,13 +40,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    _draw(options.out / "scenes", options.shards)
+    draw_scenes(options.out / "scenes", options.shards)
     run(options.out, options.minutes)
 
 
 def run(folder: Path, minutes: float) -> None:
     """Both phases on the drawn scenes, then the published checkpoint and its scores."""
-    report, cache = _reporter(folder / "train.log"), folder / "scenes"
+    report, cache = reporter(folder / "train.log"), folder / "scenes"
     tokenizer = _tokenizer(folder / "tokenizer.json")
     answering = Answering(new_model(), DenseHeads())
     seeing, talking = phases(folder, minutes)
@@ -58,13 +59,22 @@ def run(folder: Path, minutes: float) -> None:
 def phases(folder: Path, minutes: float) -> tuple[LoopOptions, LoopOptions]:
     """First the image encoder alone, then everything."""
     seeing_minutes = minutes * _SEEING_SHARE
-    return (
-        LoopOptions(name="seeing", folder=folder, minutes=seeing_minutes, matrix_lr=2e-3, other_lr=2e-3, final_lr=0.05),
-        LoopOptions(name="answering", folder=folder, minutes=minutes - seeing_minutes, matrix_lr=2e-3, other_lr=1.5e-3),
+    seeing = LoopOptions(
+        name="seeing",
+        folder=folder,
+        minutes=seeing_minutes,
+        batch_size=32,
+        matrix_lr=2e-3,
+        other_lr=2e-3,
+        final_lr=0.05,
     )
+    answering = replace(
+        seeing, name="answering", minutes=minutes - seeing_minutes, batch_size=24, other_lr=1.5e-3, final_lr=0.0
+    )
+    return seeing, answering
 
 
-def _draw(cache: Path, shards: int) -> None:
+def draw_scenes(cache: Path, shards: int) -> None:
     """Draw the first shards, and the rest in a process beside the training, which picks them up as they appear."""
     cache.mkdir(parents=True, exist_ok=True)
     draw_shard(cache, "val", 0)
@@ -84,7 +94,7 @@ def _tokenizer(path: Path) -> Tokenizer:
     return Tokenizer.from_file(str(path))
 
 
-def _reporter(path: Path) -> Callable[[str], None]:
+def reporter(path: Path) -> Callable[[str], None]:
     """Lines go to a file, with the time."""
 
     def report(line: str) -> None:
