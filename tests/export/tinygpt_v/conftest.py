@@ -11,7 +11,7 @@ import torch
 from edgevlm_export.families.family import ReadOptions, Recipe
 from edgevlm_export.families.tinygpt_v import TinyGptVFamily
 from edgevlm_export.families.tinygpt_v.random_weights import TINY, write_shrunken
-from edgevlm_export.modules.tinygpt_v import TinyGptV
+from edgevlm_export.modules.tinygpt_v import TinyGptV, TinyGptVConfig
 from edgevlm_export.weights import replace_parameters
 from tests.oracles.tinygpt_v_transformers import TinyGptVOracle
 
@@ -39,8 +39,8 @@ def stage_3(tmp_path_factory: pytest.TempPathFactory) -> Published:
     return Published(folder, make_oracle(folder))
 
 
-def make_oracle(folder: Path) -> TinyGptVOracle:
-    vision, text = TINY.vision, TINY.text
+def make_oracle(folder: Path, config: TinyGptVConfig = TINY) -> TinyGptVOracle:
+    vision, text = config.vision, config.text
     return TinyGptVOracle(
         folder,
         n_vision=vision.n_layers,

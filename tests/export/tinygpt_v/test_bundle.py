@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from edgevlm_export.families.tinygpt_v.random_weights import TINY, Form, write_random
 from edgevlm_export.pipeline import ExportRequest, export
 from edgevlm_export.round_int4 import int4_names
 from edgevlm_export.scene import draw_image
 from edgevlm_runtime.manifest import Precision
 from edgevlm_runtime.model import Model, load
-from edgevlm_runtime.options import GenerateOptions
-from tests.export.tinygpt_v.conftest import Published, read, relative_error
+from edgevlm_runtime.options import GenerateOptions, LoadOptions
+from tests.export.tinygpt_v.conftest import Published, make_oracle, read, relative_error
 
 QUESTION = "What is this?"
 PROMPT = (
@@ -26,9 +28,15 @@ PROMPT = (
 )
 
 
-def make_bundle(published: Published, out: Path, precision: Precision) -> Path:
+def make_bundle(published: Published, out: Path, precision: Precision, *, openvino: bool = False) -> Path:
     request = ExportRequest(
-        name="tiny", family="tinygpt_v", source=published.folder, out=out, precision=precision, prompts="chat"
+        name="tiny",
+        family="tinygpt_v",
+        source=published.folder,
+        out=out,
+        precision=precision,
+        prompts="chat",
+        openvino=openvino,
     )
     return export(request).root
 
@@ -63,6 +71,21 @@ def test_int4_has_the_large_matrices_in_4_bits(stage_4: Published) -> None:
     names = int4_names(read(stage_4.folder))
     expected = {f"text.blocks.{i}.{m}.weight" for i in (0, 1) for m in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
     assert names == expected | {f"vision.blocks.{i}.mlp.{m}.weight" for i in (0, 1) for m in ("fc1", "fc2")}
+
+
+def test_heads_that_engines_do_not_rotate(tmp_path: Path) -> None:
+    """Of 40 dimensions, which is no multiple of 16."""
+    config = replace(TINY, text=replace(TINY.text, n_heads=4, rotary_dim=16))
+    write_random(tmp_path / "files", config, Form(stage=3), seed=5)
+    published = Published(tmp_path / "files", make_oracle(tmp_path / "files", config))
+    bundle = make_bundle(published, tmp_path / "bundle", "fp32", openvino=True)
+    sequence = published.oracle.prefix(Image.open(io.BytesIO(draw_image())), PROMPT)
+    for engine in ("onnxruntime", "openvino"):
+        with load(bundle, LoadOptions(engine=engine)) as opened:
+            logits = opened.next_token_logits(draw_image(), QUESTION)
+            assert relative_error(torch.from_numpy(logits), published.oracle.logits(sequence)[-1]) < 1e-3
+            answer = opened.query(draw_image(), QUESTION, GenerateOptions(max_tokens=8))
+        assert list(answer.token_ids) == published.oracle.greedy(sequence, 8, ())
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
