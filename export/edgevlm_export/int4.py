@@ -15,7 +15,7 @@ and nncf's methods take whole models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -30,6 +30,7 @@ from edgevlm_export.quantize import blocks_of
 from edgevlm_runtime.engines import FloatArray
 
 _LARGEST = 15
+_PARTS = ("packed", "scales", "zeros")
 _WIDEST = 8192  # channels that take over from each other; time and memory grow with the square and more
 _DAMPING = 0.1  # of the mean of X.T @ X's diagonal: what a few images have in common is not relied on too much
 _Bytes = npt.NDArray[np.uint8]
@@ -47,14 +48,6 @@ class Int4Matrix:
     scales: FloatArray
     zeros: _Bytes
 
-    def move_to(self, folder: Path, name: str) -> Int4Matrix:
-        """The same in files of a folder, mapped into memory."""
-        return Int4Matrix(
-            packed=_on_disk(self.packed, folder / f"{name}.packed.npy"),
-            scales=_on_disk(self.scales, folder / f"{name}.scales.npy"),
-            zeros=_on_disk(self.zeros, folder / f"{name}.zeros.npy"),
-        )
-
     def restore(self, n_inputs: int) -> Tensor:
         """The matrix that the codes stand for, float32 (out, in)."""
         n_outputs, n_blocks = self.scales.shape
@@ -67,6 +60,35 @@ class Int4Matrix:
 Int4Matrices: TypeAlias = Mapping[str, Int4Matrix]
 """Matrices by name."""
 NO_MATRICES: Int4Matrices = MappingProxyType({})
+
+
+class StoredMatrices(Mapping[str, Int4Matrix]):
+    """Matrices in files of a folder. Each access maps them anew: what was read of them does not stay in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._names: list[str] = []
+
+    def add(self, name: str, matrix: Int4Matrix) -> None:
+        """Write one matrix."""
+        for part in _PARTS:
+            np.save(self._path(name, part), getattr(matrix, part))
+        self._names.append(name)
+
+    def __getitem__(self, name: str) -> Int4Matrix:
+        if name not in self._names:
+            raise KeyError(name)
+        packed, scales, zeros = (np.load(self._path(name, part), mmap_mode="r") for part in _PARTS)
+        return Int4Matrix(packed=packed, scales=scales, zeros=zeros)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _path(self, name: str, part: str) -> Path:
+        return self._folder / f"{name}.{part}.npy"
 
 
 def quantize_int4(weight: Tensor, inputs: Tensor) -> Int4Matrix:
@@ -140,12 +162,6 @@ def _pack(codes: _Bytes) -> _Bytes:
     if codes.shape[-1] % 2:
         codes = np.concatenate((codes, np.zeros_like(codes[..., :1])), axis=-1)
     return np.asarray(codes[..., ::2] | codes[..., 1::2] << 4)
-
-
-def _on_disk(array: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
-    np.save(path, array)
-    mapped: npt.NDArray[Any] = np.load(path, mmap_mode="r")
-    return mapped
 
 
 def _unpack(packed: _Bytes) -> npt.NDArray[Any]:

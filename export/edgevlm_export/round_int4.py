@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from edgevlm_export.calibration_images import calibration_images
 from edgevlm_export.checkpoint import LazyWeight
 from edgevlm_export.families.family import Recipe
-from edgevlm_export.int4 import Int4Matrices, Int4Matrix, quantize_int4
+from edgevlm_export.int4 import Int4Matrices, StoredMatrices, quantize_int4
 from edgevlm_export.modules.layers import Linear
 from edgevlm_export.quantize import Outliers, policy_of, read_float32
 from edgevlm_export.reference import Reference, family_part
@@ -41,9 +41,8 @@ class _Rounder:
     def __init__(self, weights: Weights, outliers: Outliers, folder: Path, rounded: Callable[[], None]) -> None:
         self._weights = weights
         self._outliers = outliers
-        self._folder = folder
         self._rounded = rounded
-        self.matrices: dict[str, Int4Matrix] = {}
+        self.matrices = StoredMatrices(folder)
 
     def weights(self) -> Weights:
         """The parameters, those that are rounded already as their codes stand for."""
@@ -69,7 +68,7 @@ class _Rounder:
             )
         weight, channels = torch.tensor(read_float32(self._weights, name)), self._channels(name)
         kept = torch.ones(x.shape[1]).index_fill_(0, torch.tensor(channels, dtype=torch.long), 0.0)
-        self.matrices[name] = quantize_int4(weight * kept, x * kept).move_to(self._folder, name)
+        self.matrices.add(name, quantize_int4(weight * kept, x * kept))
         self._rounded()
 
     def _read(self, name: str) -> Tensor:

@@ -94,11 +94,15 @@ def _lower_int8(graph: ir.Graph, node: ir.Node, weights: Weights) -> None:
 def _lower_int4(graph: ir.Graph, node: ir.Node, weights: Weights, *, matrices: Int4Matrices) -> None:
     name, (n_outputs, n_inputs) = _matrix(node, weights)
     matrix = matrices[name]
-    quantized = initializer(graph, f"{name}.quantized", lambda: matrix.packed, ir.DataType.UINT8, matrix.packed.shape)
-    scales = initializer(
-        graph, f"{name}.scales", lambda: matrix.scales.ravel(), ir.DataType.FLOAT, (matrix.scales.size,)
+    quantized = initializer(
+        graph, f"{name}.quantized", lambda: matrices[name].packed, ir.DataType.UINT8, matrix.packed.shape
     )
-    zeros = initializer(graph, f"{name}.zeros", lambda: matrix.zeros.ravel(), ir.DataType.UINT8, (matrix.zeros.size,))
+    scales = initializer(
+        graph, f"{name}.scales", lambda: matrices[name].scales.ravel(), ir.DataType.FLOAT, (matrix.scales.size,)
+    )
+    zeros = initializer(
+        graph, f"{name}.zeros", lambda: matrices[name].zeros.ravel(), ir.DataType.UINT8, (matrix.zeros.size,)
+    )
     sizes = {"K": n_inputs, "N": n_outputs, "bits": 4, "block_size": 2 * matrix.packed.shape[-1]}
     _multiply_blocks(node, (quantized, scales, zeros), sizes)
 
