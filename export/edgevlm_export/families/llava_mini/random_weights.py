@@ -81,6 +81,7 @@ _WORDS = (
     r"|\s+(?!\S)|\s+"
 )
 _BOS = "<|begin_of_text|>"
+_LOGIT_SPREAD = 0.25  # standard deviation
 _SPECIALS = (_BOS, "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")
 _CORPUS = (SYSTEM, *CAPTIONS.values(), "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n user system")
 
@@ -208,7 +209,10 @@ def _shards(shapes: Mapping[str, tuple[int, ...]], shard_bytes: int) -> Iterator
 
 
 def _random(name: str, shape: tuple[int, ...], config: LlavaMiniConfig, generator: torch.Generator) -> Tensor:
-    """Matrices keep their input's magnitude, norms start as the identity, positions are the published ones."""
+    """Matrices keep their input's magnitude, norms start as the identity, positions are the published ones.
+
+    Logits are small: no token of 128,256 is right, and roundings should not seem to choose between equals.
+    """
     if name.endswith("pos_embed"):
         return sine_positions(config.compressor_size, shape[1])
     noise = torch.randn(shape, generator=generator)
@@ -218,6 +222,8 @@ def _random(name: str, shape: tuple[int, ...], config: LlavaMiniConfig, generato
         return noise.mul_(0.1).add_(1)
     if len(shape) == 1 or "position" in name or name.endswith("query"):
         return noise.mul_(0.5)
+    if name.startswith("lm_head"):
+        noise.mul_(_LOGIT_SPREAD)
     return noise.div_(1.0 if "embed_tokens" in name else math.sqrt(math.prod(shape[1:])))
 
 
