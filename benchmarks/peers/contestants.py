@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.peers import eager, llama, ours
-from benchmarks.peers.costs import text_values
 from benchmarks.peers.gguf_file import Tensor
 from benchmarks.peers.journal import Journal, file_sizes
 from benchmarks.peers.random_gguf import mixed_tensors, possible_quantizations
+from benchmarks.peers.shapes import Shapes
 from benchmarks.peers.workload import Run, Workload
 from edgevlm_export.modules.moondream2 import Moondream2Config
 from edgevlm_runtime.bundle import Bundle, open_bundle
@@ -69,15 +69,15 @@ def llama_contestants(
         )
 
 
-def eager_contestants(config: Moondream2Config) -> Iterator[Contestant]:
+def eager_contestants(shapes: Shapes) -> Iterator[Contestant]:
     """Both types; neither is asked at all depths."""
     for name, dtype in eager.DTYPES.items():
         yield Contestant(
             kind=EAGER,
             variant=name,
             settings="eager, sdpa attention, blocks share weights",
-            run=partial(eager.run, config, name),
-            weights_bytes=dtype.itemsize * text_values(config.text),
+            run=partial(eager.run, shapes.config, name),
+            weights_bytes=dtype.itemsize * shapes.costs.text_values,
             slow=True,
         )
 

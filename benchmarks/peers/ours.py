@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks.peers.questions import Questions, questions_of
 from benchmarks.peers.workload import Run, Workload
 from benchmarks.processes import measure, peak_rss
 from edgevlm_runtime.answer import Answer
@@ -35,13 +36,15 @@ def run(bundle: Path, engine: str, workload: Workload) -> Run:
     these two keep images on disk, in a folder of their own.
     """
     options = LoadOptions(engine=engine, threads=workload.threads)
+    questions = questions_of(open_bundle(bundle))  # here, so that the processes do not read the tokenizer twice
     with tempfile.TemporaryDirectory() as home:
         vision_ms = measure(encode_crop, bundle, options, workload, home).value
-        measured = measure(work, bundle, options, workload, vision_ms, home).value
+        measured = measure(work, bundle, options, workload, questions, vision_ms, home).value
         if not workload.full:
             return measured
         once = measure(answer_once, bundle, replace(options, low_memory=True, image_cache=True), workload, home).value
-        restart_ms = measure(ask_after_restart, bundle, replace(options, image_cache=True), workload, home).value
+        options = replace(options, image_cache=True)
+        restart_ms = measure(ask_after_restart, bundle, options, workload, questions, home).value
     return replace(measured, one_image_rss=once, restart_ms=restart_ms)
 
 
@@ -61,11 +64,13 @@ def encode_crop(bundle: Path, options: LoadOptions, workload: Workload, home: st
     return statistics.median(taken)
 
 
-def work(bundle: Path, options: LoadOptions, workload: Workload, vision_ms: float, home: str) -> Run:
+def work(
+    bundle: Path, options: LoadOptions, workload: Workload, questions: Questions, vision_ms: float, home: str
+) -> Run:
     """The workload, in this process."""
     start = time.perf_counter()
     with _loaded(bundle, options, home) as model:
-        asked = _Asked(model, workload)
+        asked = _Asked(model, workload, questions)
         ready = asked.first_image()
         first_image_ms = _ms(ready)
         return asked.run(load_ms=1e3 * (ready - start), first_image_ms=first_image_ms, vision_ms=vision_ms)
@@ -78,10 +83,10 @@ def answer_once(bundle: Path, options: LoadOptions, workload: Workload, home: st
     return peak_rss()
 
 
-def ask_after_restart(bundle: Path, options: LoadOptions, workload: Workload, home: str) -> float:
+def ask_after_restart(bundle: Path, options: LoadOptions, workload: Workload, questions: Questions, home: str) -> float:
     """Milliseconds to the first token about the image of `answer_once`, in a new process that has loaded the model."""
     with _loaded(bundle, options, home) as model:
-        return _Asked(model, workload).first_token_ms(workload.image(0))
+        return _Asked(model, workload, questions).first_token_ms(workload.image(0))
 
 
 @contextmanager
@@ -89,7 +94,7 @@ def _loaded(bundle: Path, options: LoadOptions, home: str) -> Iterator[Model]:
     """A model that never ends an answer by itself, its files checked."""
     os.environ["EDGEVLM_HOME"] = home
     opened = open_bundle(bundle)
-    prompt = replace(needed(opened.manifest.prompt, "prompt"), eos_id=_NEVER)
+    prompt = replace(needed(opened.manifest.prompt, "prompt"), eos_id=_NEVER, stop_ids=(), stop_strings=())
     with load(replace(opened, manifest=replace(opened.manifest, prompt=prompt)), options) as model:
         yield model
 
@@ -100,6 +105,7 @@ class _Asked:
 
     model: Model
     workload: Workload
+    questions: Questions
 
     def first_image(self) -> float:
         """Ask about an image; the time when all graphs were open, which may be after `load`: before the first crop."""
@@ -111,11 +117,19 @@ class _Asked:
         return ready[0]
 
     def run(self, *, load_ms: float, first_image_ms: float, vision_ms: float) -> Run:
-        """Ask about a new image, and again."""
+        """Ask about a new image, and again.
+
+        Raises:
+            RuntimeError: an image takes other than the workload's positions.
+        """
         workload = self.workload
         start = time.perf_counter()
         image = self.model.encode(workload.image(1))
         image_ms = _ms(start)
+        if image.positions != workload.prefix_tokens:
+            raise RuntimeError(
+                f"an image takes {image.positions} positions where {workload.prefix_tokens} are compared"
+            )
         question_ms = self.first_token_ms(image)
         second = [self.first_token_ms(image) for _ in range(workload.question_times)]
         return Run(
@@ -127,7 +141,7 @@ class _Asked:
             second_question_ms=statistics.median(second),
             tokens_per_second=self._speed(image),
             peak_rss=peak_rss(),
-            position_bytes=(image.nbytes - image.embeddings.nbytes) / image.positions,
+            position_bytes=_cache_bytes(image) / image.positions,
             depth_tokens_per_second={depth: self._speed_at(image, depth) for depth in self._depths()},
         )
 
@@ -156,18 +170,22 @@ class _Asked:
         return (len(answer.token_ids) - 1) / (time.perf_counter() - start - answer.timings.prefill_ms / 1e3)
 
     def _ask(self, image: Pixels | EncodedImage | None, prompt_tokens: int, max_tokens: int) -> Answer:
-        """The answer to a prompt of so many tokens: BOS where there is no image, template, question marks of one each.
+        """The answer to a prompt of so many tokens.
 
         Raises:
             RuntimeError: the prompt has another length.
         """
-        template = needed(self.model.manifest.prompt, "prompt").query
-        n_words = prompt_tokens - len(template.prefix) - len(template.suffix) - (image is None)
+        question = self.questions.of(prompt_tokens, image=image is not None)
         # No guesses: random weights repeat themselves, so that they would be right more often than a model's.
-        answer = self.model.query(image, "?" * n_words, GenerateOptions(max_tokens=max_tokens, lookup=0))
+        answer = self.model.query(image, question, GenerateOptions(max_tokens=max_tokens, lookup=0))
         if answer.usage.prompt_tokens != prompt_tokens or len(answer.token_ids) != max_tokens:
             raise RuntimeError(f"{answer.usage} where {prompt_tokens} and {max_tokens} tokens are asked for")
         return answer
+
+
+def _cache_bytes(image: EncodedImage) -> int:
+    """What the decoder's cache keeps of an image."""
+    return image.nbytes - image.embeddings.nbytes - sum(state.nbytes for state in image.states)
 
 
 def _ms(start: float) -> float:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.peers.contestants import LLAMA, OURS, Contestant
-from benchmarks.peers.costs import crop_operations, prefix_operations
+from benchmarks.peers.contestants import EAGER, LLAMA, OURS, Contestant
 from benchmarks.peers.figures import Figure, PeerFigures
 from benchmarks.peers.goals import Goal, best_of, goals
 from benchmarks.peers.machine import Limits
-from benchmarks.peers.models import Shapes
+from benchmarks.peers.shapes import Shapes
 from benchmarks.tables import table
 
 _GB = 1e9
@@ -56,7 +55,8 @@ class Target:
 def render(results: Results) -> str:
     """The README's section."""
     notes = [f"Not measured: {reason}." for reason in results.absent]
-    return "\n\n".join((_about(results), target_table(results), peer_table(results), limit_table(results), *notes))
+    aims = ratio_table(results) if results.shapes.gguf is None else target_table(results)
+    return "\n\n".join((_about(results), aims, peer_table(results), limit_table(results), *notes))
 
 
 def peer_table(results: Results) -> str:
@@ -87,8 +87,26 @@ def target_table(results: Results) -> str:
     return table(["", "target", *labels, "best of EdgeVLM", "which"], rows)
 
 
+def ratio_table(results: Results) -> str:
+    """Ours over PyTorch's best, for a model that llama.cpp has no port of."""
+    columns = {"vision, one crop": "vision_ms", "first token": "first_token_ms"}
+    columns |= {"second question": "second_question_ms", "tokens/s": "tokens_per_second"}
+    best = {}
+    for name in columns.values() if (theirs := results.of(EAGER)) else ():
+        medians = [found[name].median for found in theirs.values()]
+        best[name] = max(medians) if name == "tokens_per_second" else min(medians)
+    rows = [
+        [
+            results.contestants[label].label,
+            *(f"{found[name].median / best[name]:.3g}" if best else _NONE for name in columns.values()),
+        ]
+        for label, found in results.of(OURS).items()
+    ]
+    return table(["over PyTorch's best", *columns], rows)
+
+
 def targets(results: Results) -> list[Target]:
-    """Each with that pair of bundle and engine which is best at it."""
+    """Each with that pair of bundle and engine which is best at it; none of a model that llama.cpp has no port of."""
     found = []
     for goal in _goals(results):
         name = best_of(goal, results.of(OURS))
@@ -113,10 +131,10 @@ def limit_table(results: Results) -> str:
 
 def shares(results: Results, name: str) -> dict[str, float]:
     """Of the machine's limits: bytes a token must read, operations a crop and a prefix must take."""
-    found, config, workload = results.figures[name], results.shapes.config, results.shapes.workload
+    found, costs, workload = results.figures[name], results.shapes.costs, results.shapes.workload
     n_bytes = results.contestants[name].weights_bytes + found["position_bytes"].median * workload.question_depth
-    crop = crop_operations(config.vision) / (found["vision_ms"].median / 1e3)
-    prefix = prefix_operations(config.text, workload.prefix_tokens) / (found["prefix_ms"].median / 1e3)
+    crop = costs.crop_operations / (found["vision_ms"].median / 1e3)
+    prefix = costs.prefix_operations / (found["prefix_ms"].median / 1e3)
     peak = results.limits.matrix_peak
     read = n_bytes * found["tokens_per_second"].median
     return {"decode": read / results.limits.bandwidth, "vision": crop / peak, "prefix": prefix / peak}
@@ -159,7 +177,7 @@ def _bold(text: str, is_bold: bool) -> str:
 
 
 def _goals(results: Results) -> Sequence[Goal]:
-    return goals(results.of(LLAMA))
+    return goals(results.of(LLAMA)) if results.shapes.gguf is not None else ()
 
 
 def _judged(goal: Goal, results: Results, name: str) -> Target:

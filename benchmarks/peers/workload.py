@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from edgevlm_runtime.image import Pixels
-
-if TYPE_CHECKING:  # it imports torch, which would count as EdgeVLM's memory
-    from edgevlm_export.modules.moondream2 import Moondream2Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +49,16 @@ class Workload:
         return replace(self, question_times=1, answer_tokens=16, depths=depths, sweep_tokens=8)
 
 
-def workload_for(config: Moondream2Config) -> Workload:
-    """The published models' workload, at the size of others' images and contexts."""
+def workload_for(*, side: int, context: int, prefix_tokens: int, shortest: int = 0) -> Workload:
+    """The published models' workload, at the size of others' images and prefixes, in no longer contexts.
+
+    `shortest` is what comes before a question without an image: no depth is below it and a question.
+    """
     usual = Workload()
-    prefix, context = 1 + config.vision.n_patches, config.text.max_context
+    context = min(context, usual.context)
+    shallow = {shortest + usual.question_tokens, prefix_tokens + usual.question_tokens}
     deep = (5 * context // 8, context - 3 * usual.sweep_tokens)
-    return replace(
-        usual,
-        side=config.vision.crop_size,
-        context=context,
-        prefix_tokens=prefix,
-        depths=(usual.question_tokens, prefix + usual.question_tokens, *deep),
-    )
+    return replace(usual, side=side, context=context, prefix_tokens=prefix_tokens, depths=(*sorted(shallow), *deep))
 
 
 @dataclass(frozen=True, kw_only=True)

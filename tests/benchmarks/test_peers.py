@@ -20,11 +20,12 @@ from benchmarks import tables
 from benchmarks.peers import llama, ours, publish, setup
 from benchmarks.peers.__main__ import Asking
 from benchmarks.peers.contestants import EAGER, LLAMA, OURS, Contestant, engines_for, our_contestants
-from benchmarks.peers.costs import cache_values, crop_operations, prefix_operations, text_values
+from benchmarks.peers.costs import cache_values, text_values
 from benchmarks.peers.figures import figure, is_noisy, noise, peer_figures, too_few
 from benchmarks.peers.journal import Journal
 from benchmarks.peers.machine import Limits
-from benchmarks.peers.models import NANO, shapes_of
+from benchmarks.peers.models import LLAVA_MINI, NANO, TINYGPT_V, shapes_of
+from benchmarks.peers.moondream2 import crop_operations, prefix_operations
 from benchmarks.peers.plots import draw_first_token, draw_speed
 from benchmarks.peers.random_gguf import possible_quantizations
 from benchmarks.peers.report import Results, render, shares, target_table, targets
@@ -37,6 +38,7 @@ from edgevlm_export.families.moondream2.config import SIZE_2B
 from edgevlm_export.families.moondream2.random_weights import TINY
 from edgevlm_export.modules.moondream2 import Vision
 from edgevlm_runtime.bundle import open_bundle
+from training.model import nano_config
 
 _RUN = Run(
     load_ms=500.0,
@@ -252,7 +254,7 @@ def test_depths_come_back_from_json_as_numbers() -> None:
 
 def test_formats_that_do_not_divide_the_rows_are_left_out() -> None:
     assert possible_quantizations(SIZE_2B.text) == ("Q4_0", "Q8_0", "Q4_K_M")
-    assert possible_quantizations(shapes_of(NANO).config.text) == ("Q4_0", "Q8_0")
+    assert possible_quantizations(nano_config().text) == ("Q4_0", "Q8_0")
 
 
 def test_workloads_fit_their_models() -> None:
@@ -315,7 +317,10 @@ def test_the_file_has_every_run_and_every_target(monkeypatch: pytest.MonkeyPatch
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".md", ".svg", ".svg"]
 
 
-@pytest.mark.parametrize(("size", "page"), [("2b", "README.md"), (NANO, "benchmarks/README.md")])
+@pytest.mark.parametrize(
+    ("size", "page"),
+    [("2b", "README.md"), *((size, "benchmarks/README.md") for size in ("0.5b", NANO, LLAVA_MINI, TINYGPT_V))],
+)
 def test_each_model_has_its_section(size: str, page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(setup, "PYTHON", tmp_path / "python")
     folder = tmp_path / "benchmarks" / "results"
