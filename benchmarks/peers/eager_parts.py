@@ -85,5 +85,5 @@ def fill(model: nn.Module) -> None:
         for name, weight in list(module._parameters.items()):
             if weight is not None and weight.is_meta:
                 if id(weight) not in made:
-                    made[id(weight)] = nn.Parameter(torch.randn(weight.shape) * _STD, requires_grad=False)
+                    made[id(weight)] = nn.Parameter(torch.randn(weight.shape).mul_(_STD), requires_grad=False)
                 module._parameters[name] = made[id(weight)]
