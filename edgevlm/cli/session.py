@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from edgevlm_runtime.image import ImageSource
     from edgevlm_runtime.labels import Classification
     from edgevlm_runtime.manifest import Task
-    from edgevlm_runtime.model import AnyImage, Model
+    from edgevlm_runtime.model import Model
+    from edgevlm_runtime.sessions import AnyImage
     from edgevlm_runtime.streams import AnswerStream
 
 STDIN = "-"

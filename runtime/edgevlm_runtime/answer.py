@@ -15,6 +15,7 @@ FinishReason: TypeAlias = Literal["stop", "length", "stop_string"]
 class Usage:
     """Tokens of the text prompt, of what was generated (with reasoning; steps of regions), and of the image.
 
+    `prompt_tokens` are all of the prompt's, also the first ones that the model had read for an earlier question.
     `guessed_tokens` were read ahead of the model's choice, see `GenerateOptions.lookup`; `accepted_tokens` of them
     were right.
     """

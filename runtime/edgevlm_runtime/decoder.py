@@ -38,17 +38,23 @@ class Decoder:
         self._graph = graph
         self._embedding = embedding
         self._spec = spec
-        self._context = context
+        self.context = spec.max_context if context is None else context
         self._no_bias = np.zeros((1, 1, 1, spec.max_context), np.float32)
 
     def new_cache(self) -> KVCache:
         """An empty cache for this decoder."""
-        return open_cache(self._graph, self._spec, self._context)
+        return open_cache(self._graph, self._spec, self.context)
 
     @property
     def forgets_exactly(self) -> bool:
         """Whether a rollback of its caches leaves no trace: what an engine hides in its state still moves roundings."""
         return not isinstance(self._graph, StatefulGraph)
+
+    @property
+    def continues_exactly(self) -> bool:
+        """Whether tokens read in two calls give what they give in one: 8 bits are rounded to only between calls."""
+        kept = self._graph.state_dtype if isinstance(self._graph, StatefulGraph) else np.dtype(self._spec.dtype)
+        return kept.itemsize > 1
 
     def knows(self, token: int) -> bool:
         """Whether a token id has an embedding."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 from edgevlm_runtime.answer import Answer, Detections, Points, timings_of, usage_of
 from edgevlm_runtime.bundle import Bundle, open_bundle
@@ -18,7 +18,7 @@ from edgevlm_runtime.decoder import Session
 from edgevlm_runtime.drafting import Drafter, Guessers, check_draft
 from edgevlm_runtime.encoded import EncodedImage
 from edgevlm_runtime.engines import Engine, FloatArray, open_engine
-from edgevlm_runtime.errors import EngineError, InvalidOption, UnsupportedTask
+from edgevlm_runtime.errors import EngineError, UnsupportedTask
 from edgevlm_runtime.frames import FramesSource
 from edgevlm_runtime.generate import Writer
 from edgevlm_runtime.graphs import Graphs
@@ -33,12 +33,12 @@ from edgevlm_runtime.parts import TextParts, needed, open_text
 from edgevlm_runtime.prompts import Prompt, SpatialRef
 from edgevlm_runtime.regions import Locator
 from edgevlm_runtime.search import SearchResult
+from edgevlm_runtime.sessions import AnyImage, Sessions
 from edgevlm_runtime.speculate import Draft
 from edgevlm_runtime.streams import AnswerStream, Checkpoint, iterate, run_to_end
 from edgevlm_runtime.text_boxes import read_boxes
 from edgevlm_runtime.tuning import tuned_options
 
-AnyImage: TypeAlias = ImageSource | FramesSource | EncodedImage
 GREEDY = GenerateOptions()
 T = TypeVar("T")
 
@@ -113,7 +113,7 @@ class Model:
             raise
         self._encoded = images or ImageCache(bundle, engine.name)
         self._guessers = Guessers(open_draft if self._parts and self._parts.decoder.forgets_exactly else None)
-        self._reader = self._open_reader(low_memory)
+        self._sessions = self._open_sessions(low_memory)
         self.load_ms = 1e3 * (time.perf_counter() - start)
 
     def __repr__(self) -> str:
@@ -146,7 +146,7 @@ class Model:
         Waits for an image that is being written to the image cache.
         """
         self._graphs.close()
-        self._parts = self._reader = None
+        self._parts = self._sessions = None
         self._encoded.close()
         if self._images is not None:
             self._images.close()
@@ -161,7 +161,7 @@ class Model:
         `checkpoint` is called with the index and the number of crops, or of frames, before each; what it raises ends
         the encoding. An image that the image cache knows is not encoded again.
         """
-        return self._open(self._reader).read(image, max_crops, checkpoint)
+        return self._open(self._sessions).reader.read(image, max_crops, checkpoint)
 
     def caption(self, image: AnyImage, length: str = "normal", options: GenerateOptions = GREEDY) -> Answer:
         """Describe an image; `length` is one of the model's, usually "short", "normal" or "long"."""
@@ -200,8 +200,8 @@ class Model:
         """Float32 (vocab,) logits of the first token that would answer the question `prompt`."""
         parts = self._need("query")
         asked = parts.prompts.query(prompt, image=image is not None)
-        with self._session(image, None) as session:
-            return session.prefill(_embed(parts, session, asked)).logits
+        with self._session(image, asked) as (session, embeddings):
+            return session.prefill(embeddings).logits
 
     def detect(self, image: AnyImage, name: str, options: GenerateOptions = GREEDY) -> Detections:
         """Find all objects of a name and their boxes; of `options`, max_objects and max_crops matter."""
@@ -212,8 +212,8 @@ class Model:
             answer = AnswerStream(partial(self._write, image, asked, written)).finish()
             boxes = read_boxes(answer.text, parts.spec.boxes_in_text)[: options.max_objects]
             return Detections(objects=boxes, usage=answer.usage, timings=answer.timings)
-        with self._session(image, options.max_crops) as session:
-            boxes = tuple(self._locator(parts, options).boxes(session, _embed(parts, session, asked)))
+        with self._session(image, asked, options.max_crops) as (session, embeddings):
+            boxes = tuple(self._locator(parts, options).boxes(session, embeddings))
             return Detections(
                 objects=boxes, usage=usage_of(session, session.n_steps), timings=timings_of(session, self.load_ms)
             )
@@ -222,8 +222,8 @@ class Model:
         """Find the centers of all objects of a name; of `options`, max_objects and max_crops matter."""
         parts = self._need("point")
         asked = parts.prompts.locate(needed(parts.spec.point, "prompt.point"), name)
-        with self._session(image, options.max_crops) as session:
-            points = tuple(self._locator(parts, options).points(session, _embed(parts, session, asked)))
+        with self._session(image, asked, options.max_crops) as (session, embeddings):
+            points = tuple(self._locator(parts, options).points(session, embeddings))
             return Points(
                 points=points, usage=usage_of(session, session.n_steps), timings=timings_of(session, self.load_ms)
             )
@@ -350,11 +350,12 @@ class Model:
             raise EngineError(f"{self.manifest.name} was closed; load it again")
         return part
 
-    def _open_reader(self, low_memory: bool) -> ImageReader | None:
+    def _open_sessions(self, low_memory: bool) -> Sessions | None:
         if self._parts is None:
             return None
         images, guessers = self._encoded, self._guessers
-        return ImageReader(self.manifest, self._graphs, self._parts, images, guessers, low_memory=low_memory)
+        reader = ImageReader(self.manifest, self._graphs, self._parts, images, guessers, low_memory=low_memory)
+        return Sessions(parts=self._parts, reader=reader, images=images)
 
     def _locator(self, parts: TextParts, options: GenerateOptions) -> Locator:
         regions = parts.need_regions()
@@ -373,9 +374,8 @@ class Model:
         """Encode, read the prompt and answer it, as an AnswerStream asks for it."""
         parts = self._open_parts()
         writer = Writer(spec=parts.spec, tokenizer=parts.tokenizer, load_ms=self.load_ms)
-        with self._session(image, options.max_crops, checkpoint) as session:
+        with self._session(image, prompt, options.max_crops, checkpoint) as (session, embeddings):
             thoughts = parts.thoughts(session) if reasoning else None
-            embeddings = _embed(parts, session, prompt)
             with self._guessers.of(session, prompt, options) as guessers:
                 return (yield from writer.write(session, embeddings, options, thoughts, guessers))
 
@@ -383,35 +383,11 @@ class Model:
     def drafting(self, image: EncodedImage | None, prompt: Prompt) -> Iterator[Draft]:
         """Guess how another model answers a prompt about an image that this one has encoded."""
         parts = self._open_parts()
-        with self._session(image, None) as session:
-            yield Draft(session, _embed(parts, session, prompt), parts.spec.suppressed_ids)
+        with self._session(image, prompt) as (session, embeddings):
+            yield Draft(session, embeddings, parts.spec.suppressed_ids)
 
-    @contextmanager
     def _session(
-        self, image: AnyImage | None, max_crops: int | None, checkpoint: Checkpoint | None = None
-    ) -> Iterator[Session]:
-        """A session that goes on from the image; the image is as before afterwards."""
-        parts = self._open_parts()
-        if image is None:
-            yield Session(parts.decoder, parts.decoder.new_cache())
-            return
-        start = time.perf_counter()
-        encoded = (
-            image if isinstance(image, EncodedImage) else self.encode(image, max_crops=max_crops, checkpoint=checkpoint)
-        )
-        image_ms = 0.0 if encoded is image else 1e3 * (time.perf_counter() - start)
-        if encoded.owner is not self._encoded.owner:
-            raise InvalidOption("the image was encoded by another model; encode it with this one")
-        with encoded.borrow() as cache:
-            yield Session(parts.decoder, cache, image=encoded, image_ms=image_ms)
-        self._encoded.save(encoded)  # reached only when the answer is complete
-
-
-def _embed(parts: TextParts, session: Session, prompt: Prompt) -> FloatArray:
-    """A prompt's embeddings, mixed with the session's image where the model does that, which is part of its prefill."""
-    start = time.perf_counter()
-    if session.states:
-        session.require(len(prompt.ids))
-    embeddings = parts.embed(prompt, session.states)
-    session.prefill_ms += 1e3 * (time.perf_counter() - start)
-    return embeddings
+        self, image: AnyImage | None, prompt: Prompt, max_crops: int | None = None, checkpoint: Checkpoint | None = None
+    ) -> AbstractContextManager[tuple[Session, FloatArray]]:
+        """See `Sessions.open`."""
+        return self._open(self._sessions).open(image, prompt, max_crops, checkpoint)

@@ -18,6 +18,7 @@ from edgevlm_runtime.graphs import Graphs
 from edgevlm_runtime.image_encoder import ImageEncoder
 from edgevlm_runtime.kv_cache import KVCache
 from edgevlm_runtime.manifest import CacheSpec, PromptSpec, Role
+from edgevlm_runtime.prefixes import Prefixes
 from edgevlm_runtime.prefuse import MAX_TOKENS, Fuser
 from edgevlm_runtime.prompts import Prompt, Prompts, before_image, control_ids
 from edgevlm_runtime.reasoning import Thoughts
@@ -49,6 +50,7 @@ class TextParts:
     tokenizer: TextTokenizer
     prompts: Prompts
     spec: PromptSpec
+    prefixes: Prefixes
     regions: Regions | None
     fuser: Fuser | None = None
 
@@ -121,11 +123,13 @@ def open_text(bundle: Bundle, graphs: Graphs, context: int | None = None) -> Tex
     graphs.prefetch("decoder")  # while the tokenizer is read
     tokenizer = TextTokenizer(path, control_ids(spec))
     embedding = open_embedding(bundle.path(needed(manifest.embedding, "embedding")))
+    decoder = Decoder(graphs.open("decoder"), embedding, cache, context)
     return TextParts(
-        decoder=Decoder(graphs.open("decoder"), embedding, cache, context),
+        decoder=decoder,
         tokenizer=tokenizer,
         prompts=Prompts(spec, tokenizer),
         spec=spec,
+        prefixes=Prefixes(decoder),
         regions=None if manifest.region is None else Regions(manifest.region, graphs.open),
         fuser=None if manifest.fusion is None else Fuser(manifest.fusion, partial(graphs.open, "prefuse")),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from edgevlm_runtime.errors import DamagedBundle, InvalidOption, UnsupportedTask
@@ -17,11 +17,20 @@ SpatialRef: TypeAlias = tuple[float, float] | tuple[float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """Token ids, and the positions among them whose embeddings are those of coordinates or of (width, height)."""
+    """Token ids, and the positions among them whose embeddings are those of coordinates or of (width, height).
+
+    The first `n_prefix` ids are those that all prompts of a template without an image begin with; 0 with an image.
+    """
 
     ids: tuple[int, ...]
     coordinates: tuple[tuple[int, float], ...] = ()
     sizes: tuple[tuple[int, tuple[float, float]], ...] = ()
+    n_prefix: int = 0
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """The first `n_prefix` ids."""
+        return self.ids[: self.n_prefix]
 
 
 class Prompts:
@@ -61,12 +70,13 @@ class Prompts:
         if refs and not image:
             raise InvalidOption("spatial references need an image that they refer to")
         if not image and not reasoning and self._spec.text_query is not None:
-            return self._framed(self._spec.text_query, question)
+            return _alone(self._framed(self._spec.text_query, question), len(self._spec.text_query.prefix))
         template = self._reasoning_template() if reasoning else self._template(question)
         prefix = template.prefix if image else (self._spec.bos_id, *template.prefix)
         places = [self._place(ref) for ref in refs]
         words = self._tokenizer.encode(self._spec.question_prefix + question)
-        return _join(prefix, places, words, template.suffix)
+        prompt = _join(prefix, places, words, template.suffix)
+        return prompt if image else _alone(prompt, len(prefix))
 
     def locate(self, template: Template, name: str) -> Prompt:
         """Ask for all objects of a name.
@@ -125,6 +135,11 @@ def control_ids(spec: PromptSpec) -> Iterator[int]:
     for template in templates:
         if template is not None:
             yield from (*template.prefix, *template.suffix)
+
+
+def _alone(prompt: Prompt, n_prefix: int) -> Prompt:
+    """A prompt without an image; at least its last id is not of the prefix, so that something is left to run."""
+    return replace(prompt, n_prefix=min(n_prefix, len(prompt.ids) - 1))
 
 
 def _join(prefix: tuple[int, ...], places: Sequence[Prompt], words: tuple[int, ...], suffix: tuple[int, ...]) -> Prompt:

@@ -56,7 +56,7 @@ class Draft:
     """Guesses what a smaller model would write."""
 
     def __init__(self, session: Session, prompt: FloatArray, suppressed_ids: Sequence[int]) -> None:
-        """The smaller model's session, which has read nothing but the image, and its prompt (tokens, dim)."""
+        """The smaller model's session, and what it has yet to read of its prompt (tokens, dim)."""
         self._session = session
         self._prompt = prompt
         self._suppressed_ids = suppressed_ids

@@ -20,6 +20,7 @@ from edgevlm_export.families import FAMILIES
 from edgevlm_export.pipeline import ExportRequest, export
 from edgevlm_export.scene import draw_image
 from edgevlm_runtime.bundle import open_bundle
+from edgevlm_runtime.decoder import Decoder
 from edgevlm_runtime.engines import FloatArray
 from edgevlm_runtime.errors import DamagedBundle
 from edgevlm_runtime.image import load_image
@@ -205,6 +206,23 @@ def test_guessed_tokens_change_no_answer(bundles: dict[Precision, Path], engine:
             assert expected.token_ids == looked_up.token_ids == guessed.token_ids
             assert (guessed.usage.accepted_tokens > 0) == (engine == "onnxruntime")
             assert (guessed.usage.guessed_tokens > 0) == (engine == "onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("precision", "engine"), [*((precision, "onnxruntime") for precision in PRECISIONS), ("fp32", "openvino")]
+)
+def test_the_prefix_of_questions_without_an_image_changes_no_token(
+    bundles: dict[Precision, Path], precision: Precision, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = (QUESTION, "How many?", QUESTION)
+    with load(bundles[precision], LoadOptions(engine=engine)) as model:
+        found = [model.query(None, question, LONG).token_ids for question in questions]
+        parts = model._open_parts()
+        prefix = parts.prompts.query(QUESTION, image=False).prefix
+        assert len(prefix) > 1 and list(parts.prefixes._caches) == [prefix] * parts.decoder.continues_exactly
+        assert parts.decoder.continues_exactly or precision == "int4", "whose cache has 8 bits"
+        monkeypatch.setattr(Decoder, "continues_exactly", False)  # so that prompts are read whole
+        assert [model.query(None, question, LONG).token_ids for question in questions] == found
 
 
 def test_asyncio_streams_the_same_text(model: Model) -> None:

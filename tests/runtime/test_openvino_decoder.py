@@ -104,6 +104,16 @@ def test_both_engines_say_the_same(open_decoder: Open, precision: Precision) -> 
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_it_knows_whether_two_calls_are_as_one(open_decoder: Open, engine: str, precision: Precision) -> None:
+    decoder = open_decoder(engine, precision)
+    whole, parted = decoder.new_cache(), decoder.new_cache()
+    decoder.run(image_of(decoder)[:20], parted)
+    found = decoder.run(image_of(decoder)[20:], parted).logits
+    assert (off(found, decoder.run(image_of(decoder), whole).logits) < 1e-5) == decoder.continues_exactly
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_what_is_forgotten_is_not_seen(
     open_decoder: Open, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
