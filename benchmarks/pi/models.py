@@ -1,4 +1,7 @@
-"""What is run on the board: nano in each precision, and a shrunken model of every family; exported here, once."""
+"""What is run on the board; exported here, once.
+
+nano and the trained small models of other families in each precision, and a shrunken random model of every family.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,12 @@ from edgevlm.home import BUILT_IN, BUILT_IN_PATH
 from edgevlm_export.families import FAMILIES
 from edgevlm_export.pipeline import ExportRequest, export
 from edgevlm_runtime.manifest import Precision
+from training.proofs.catalog import HERE, PROOFS
 
 _CHECKPOINT = ROOT / "training" / BUILT_IN
 _NANO_FAMILY = "moondream2"
 _NANO_OTHERS: tuple[Precision, ...] = ("int4", "fp32")
+_PROOF_PRECISIONS: tuple[Precision, ...] = ("int8", "int4", "fp32")
 _FAMILY_PRECISIONS: tuple[Precision, ...] = ("int8", "fp32")
 
 
@@ -36,6 +41,9 @@ def subjects(folder: Path) -> Iterator[Subject]:
     yield Subject(name=BUILT_IN, precision="int8", bundle=BUILT_IN_PATH)
     for precision in _NANO_OTHERS:
         yield _exported(BUILT_IN, _NANO_FAMILY, precision, _CHECKPOINT, folder)
+    for name, proof in PROOFS.items():
+        for precision in _PROOF_PRECISIONS:
+            yield _exported(f"{proof.title}, trained", proof.family, precision, HERE / name, folder / "trained")
     for family in sorted(FAMILIES):
         checkpoint = folder / f"{family}-checkpoint"
         if not checkpoint.exists():

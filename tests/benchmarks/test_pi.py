@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.pi import models
 from benchmarks.pi.ask import Answers, Order, read_file, write_file
 from benchmarks.pi.compare import Agreement, agreement, choice_deficits, count_choices
 from benchmarks.pi.guest import ask_here
@@ -20,9 +21,12 @@ from benchmarks.pi.root import EMULATOR, cpu_files
 from benchmarks.pi.tools import complaint, require, run_tool
 from benchmarks.pi.wheels import Wheel, for_the_board, installed, same_versions
 from edgevlm.home import BUILT_IN_PATH
+from edgevlm_export.families import FAMILIES
+from edgevlm_export.pipeline import ExportRequest
 from edgevlm_runtime.errors import DamagedBundle
 from edgevlm_runtime.model import load
 from edgevlm_runtime.options import GenerateOptions
+from training.proofs.catalog import HERE, PROOFS
 
 _SCENE = Path(__file__).parents[2] / "examples" / "scene.png"
 _ORDER = Order(
@@ -178,6 +182,23 @@ def test_packages_are_weighed_without_bytecode(tmp_path: Path) -> None:
     assert (first.name, first.version, first.tag) == ("large", "1.0", "cp311-cp311-manylinux_2_28_aarch64")
     everything = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert first.bytes + second.bytes == everything and first.bytes > 2000 > second.bytes
+
+
+def test_every_family_and_every_trained_model_is_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each from a folder of its own: names of families are those of checkpoints too."""
+    requests: list[ExportRequest] = []
+    monkeypatch.setattr(models, "export", requests.append)
+    for family in FAMILIES.values():
+        monkeypatch.setattr(family, "shrink", Path.mkdir)
+    tried = list(models.subjects(tmp_path))
+    assert len({subject.bundle for subject in tried}) == len({(each.name, each.precision) for each in tried})
+    assert [each.out for each in requests] == [subject.bundle for subject in tried[1:]], "all but the built-in one"
+    asked = {(each.source, each.precision): each.family for each in requests}
+    families = {tmp_path / f"{name}-checkpoint": name for name in FAMILIES}
+    families |= {HERE / name: proof.family for name, proof in PROOFS.items()}
+    for source, name in families.items():
+        assert asked[source, "int8"] == asked[source, "fp32"] == name
+    assert {source for source, precision in asked if precision == "int4"} >= {HERE / name for name in PROOFS}
 
 
 def test_the_report_has_every_model_and_the_large_packages() -> None:
