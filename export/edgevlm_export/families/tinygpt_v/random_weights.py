@@ -35,6 +35,7 @@ TINY = TinyGptVConfig(
 """Sizes of stage 4; the other stages look at half the side."""
 _SHARD_BYTES = 1 << 30
 _TINY_SHARD_BYTES = 1 << 19
+_LOGIT_SPREAD = 0.25  # standard deviation
 _NORM_NOISE = 0.1
 
 Layout: TypeAlias = Literal["split", "fused"]
@@ -128,13 +129,14 @@ def describe(text: TextConfig) -> dict[str, Any]:
 
 
 def _phi(draw: Draw, text: TextConfig, layout: Layout) -> Iterator[_Tensors]:
-    """Phi-2 part by part."""
+    """Phi-2 part by part. Logits are small: no token of 51,200 is right, and roundings should not seem to choose."""
     yield {"model.embed_tokens.weight": draw.normal(text.vocab_size, text.dim)}
     for index in range(text.n_layers):
         yield _phi_layer(draw, text, f"model.layers.{index}", layout)
     yield {
         **draw.norm("model.final_layernorm", text.dim),
-        **draw.matrix("lm_head", text.vocab_size, text.dim),
+        "lm_head.weight": draw.normal(text.vocab_size, text.dim, std=_LOGIT_SPREAD / math.sqrt(text.dim)),
+        "lm_head.bias": draw.normal(text.vocab_size, std=_LOGIT_SPREAD * 0.02),
     }
 
 
