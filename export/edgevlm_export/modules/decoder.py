@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
@@ -54,7 +55,7 @@ class Layers(nn.Module):
         return run_blocks(self.blocks, embeddings, attend)
 
 
-class Decoder(Layers):
+class Decoder(Layers, ABC):
     """The decoder over embeddings. A subclass has the head, and the norm before it under the checkpoint's name."""
 
     lm_head: Linear
@@ -63,9 +64,9 @@ class Decoder(Layers):
         super().__init__(config, block, rotary)
         self.wte = nn.Parameter(torch.empty(config.vocab_size, config.dim))
 
+    @abstractmethod
     def last_norm(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., dim) as the head reads them."""
-        raise NotImplementedError
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """(batch, tokens) to (batch, tokens, dim)."""
