@@ -1,7 +1,7 @@
 """`python -m training.proofs.train NAME --minutes N --out DIR`: draw scenes, train, write DIR/NAME/, the checkpoint.
 
-DIR keeps drawn scenes, states to go on from with --resume (every few minutes) and a log. Minutes are the processor's,
-for each thread, so that a busy machine takes longer and learns no less.
+DIR keeps drawn scenes, states to go on from with --resume (every few minutes) and a log. Minutes on a CPU are the
+processor's, for each thread, so that a busy machine takes longer and learns no less; on a GPU they are the clock's.
 """
 
 from __future__ import annotations
