@@ -7,7 +7,6 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,64 +16,9 @@ from edgevlm_runtime import bundle as bundle_module
 from edgevlm_runtime import checksums
 from edgevlm_runtime.bundle import open_bundle, write_manifest
 from edgevlm_runtime.checksums import hash_file, write_atomically
-from edgevlm_runtime.errors import BundleError, DamagedBundle, ModelNotFound
-from edgevlm_runtime.manifest import FileRecord, GraphSpec, ImageSpec, Manifest, Provenance, TilingSpec
-
-HALF = (0.5, 0.5, 0.5)
-MANIFEST = Manifest(
-    schema_version=1,
-    name="tiny-ü",
-    family="test",
-    description="for tests",
-    precision="fp32",
-    tasks=("caption",),
-    graphs={"vision": GraphSpec(file="vision.onnx", precision="fp32", inputs=(), outputs=())},
-    files={},
-    provenance=Provenance(source="x", revision="y", license="z", date="2026-01-01", tools={"edgevlm": "0.1.0"}),
-    image=ImageSpec(
-        crop_px=378,
-        resample="lanczos",
-        mean=HALF,
-        std=HALF,
-        tiling=TilingSpec(patch_px=14, margin_patches=4, max_crops=12),
-    ),
-    tokenizer="text/tokenizer.json",
-)
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("EDGEVLM_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    root = tmp_path / "bundle"
-    (root / "text").mkdir(parents=True)
-    (root / "vision.onnx").write_bytes(b"graph" * 100)
-    (root / "vision.onnx.data").write_bytes(bytes(range(256)) * 64)
-    (root / "text" / "tokenizer.json").write_text("{}")
-    write_manifest(root, MANIFEST)
-    return root
-
-
-def edit(root: Path, change: Callable[[dict[str, Any]], object], *, sign: bool = True) -> None:
-    """Change manifest.json as someone would who knows how it is signed."""
-    path = root / "manifest.json"
-    data = json.loads(path.read_text())
-    del data["checksum"]
-    change(data)
-    path.write_text(json.dumps(data | {"checksum": bundle_module._checksum(data) if sign else "0" * 64}))
-
-
-def refused(root: Path, kind: type[BundleError] = DamagedBundle, *, check: bool = True) -> str:
-    with pytest.raises(kind) as error:
-        open_bundle(root, check=check)
-    assert type(error.value) is kind and error.value.exit_code == 3
-    message = str(error.value)
-    assert message and "\n" not in message
-    return message
+from edgevlm_runtime.errors import DamagedBundle, ModelNotFound
+from edgevlm_runtime.manifest import FileRecord
+from tests.runtime.bundle.manifests import MANIFEST, edit, refused
 
 
 def test_written_is_read(root: Path) -> None:
@@ -268,100 +212,6 @@ def test_manifest_without_or_with_a_wrong_checksum(root: Path) -> None:
     del data["checksum"]
     (root / "manifest.json").write_text(json.dumps(data))
     assert "altered" in refused(root)
-
-
-@pytest.mark.parametrize(
-    ("place", "value"),
-    [
-        (("image", "crop_px"), 0),
-        (("image", "crop_px"), 379),
-        (("image", "crop_px"), 112),
-        (("image", "mean"), [0.5]),
-        (("image", "std"), [0.5, 0.0, 0.5]),
-        (("image", "tiling", "patch_px"), 0),
-        (("image", "tiling", "margin_patches"), -1),
-        (("image", "tiling", "margin_patches"), 14),
-        (("image", "tiling", "max_crops"), 0),
-        (("image", "tiling", "max_crops"), 10**9),
-        (("image", "center_crop"), {"shortest_px": 400, "rounding": "floor"}),  # and tiles
-    ],
-)
-def test_sizes_that_can_not_be(root: Path, place: tuple[str, ...], value: object) -> None:
-    def change(data: dict[str, Any]) -> None:
-        for name in place[:-1]:
-            data = data[name]
-        data[place[-1]] = value
-
-    edit(root, change)
-    assert "image" in refused(root)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "sound"),
-    [
-        ("split", 2, True),
-        ("split", 0, False),
-        ("split", 9, False),
-        ("frames", {"fps": 0.5}, True),
-        ("frames", {"fps": 0.0}, False),
-        ("frames", {"fps": -1.0}, False),
-    ],
-)
-def test_split_images_and_frames_can_be_made(root: Path, name: str, value: object, sound: bool) -> None:
-    def change(data: dict[str, Any]) -> None:
-        del data["image"]["tiling"]
-        data["image"][name] = value
-
-    edit(root, change)
-    if sound:
-        open_bundle(root)
-    else:
-        assert "image: its sizes do not fit" in refused(root)
-
-
-def test_split_images_are_not_tiled_too(root: Path) -> None:
-    edit(root, lambda data: data["image"].update(split=2))
-    assert "image: its sizes do not fit" in refused(root)
-
-
-FUSION = {"n_compressed": 1, "n_layers": 2, "n_kv_heads": 1, "head_dim": 8, "max_context": 64}
-
-
-@pytest.mark.parametrize(
-    ("change", "graph"), [({}, "other"), ({"n_layers": 0}, "prefuse"), ({"max_context": 1}, "prefuse")]
-)
-def test_fusion_fits_its_graph(root: Path, change: dict[str, int], graph: str) -> None:
-    def fuse(data: dict[str, Any], sizes: dict[str, int], role: str) -> None:
-        data["fusion"] = sizes
-        data["graphs"][role] = next(iter(data["graphs"].values()))
-
-    edit(root, lambda data: fuse(data, FUSION, "prefuse"))
-    open_bundle(root)
-    edit(root, lambda data: data["graphs"].pop("prefuse"))
-    edit(root, lambda data: fuse(data, {**FUSION, **change}, graph))
-    assert "fusion: it does not fit the graphs" in refused(root)
-
-
-@pytest.mark.parametrize(("shortest_px", "sound"), [(377, False), (378, True), (8192, True), (10**6, False)])
-def test_a_center_crop_fits_what_was_scaled(root: Path, shortest_px: int, sound: bool) -> None:
-    def change(data: dict[str, Any]) -> None:
-        del data["image"]["tiling"]
-        data["image"]["center_crop"] = {"shortest_px": shortest_px, "rounding": "half_even"}
-
-    edit(root, change)
-    if sound:
-        open_bundle(root)
-    else:
-        assert "image: its sizes do not fit" in refused(root)
-
-
-def test_texts_that_can_not_be(root: Path) -> None:
-    text = {"context": 1, "pad_id": 0, "end_id": 1, "pad_to_context": True}
-    edit(root, lambda data: data.update(text=text))
-    assert "text: a context of 1" in refused(root)
-    match = {"scale": 1.0, "bias": 0.0, "activation": "sigmoid", "template": "a photo"}
-    edit(root, lambda data: (data.pop("text"), data.update(match=match)))
-    assert "template 'a photo' has no {}" in refused(root)
 
 
 def test_compiled_graphs_are_listed_and_there(root: Path) -> None:
