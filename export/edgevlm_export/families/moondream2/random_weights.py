@@ -56,6 +56,7 @@ _N_SPECIAL = 10  # the starmie tokenizer's control tokens come first
 # Large language models have a few channels this much above the rest: 6 of 2048, and none of a tiny one's.
 _OUTLIER_CHANNELS = 6 / 2048
 _OUTLIER_SCALE = 12.0
+_LOGIT_SPREAD = 0.25  # standard deviation
 
 
 def write_shrunken(out: Path, seed: int = 0) -> None:
@@ -99,12 +100,16 @@ def _write_safetensors(file: Path, shapes: dict[str, tuple[int, ...]], generator
 
 
 def _random_slices(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Iterator[Tensor]:
-    """Normal values in slices of the first axis: matrices keep their input's magnitude, norms start as the identity."""
+    """Normal values in slices of the first axis: matrices keep their input's magnitude, norms start as the identity.
+
+    Logits are small: no token of 51,200 is right, and roundings should not seem to choose.
+    """
     if re.search(r"ln\d?\.weight$", name):
         yield _norm_weight(name, shape[0], generator)
         return
     width = math.prod(shape[1:])
     std = 1.0 if name.endswith("features") else 0.02 if len(shape) == 1 else 1 / math.sqrt(shape[-1])
+    std *= _LOGIT_SPREAD if name.startswith("text.lm_head.") else 1.0
     rows = max(1, _SLICE // width)
     for start in range(0, shape[0], rows):
         yield torch.randn(min(rows, shape[0] - start), width, generator=generator) * std
