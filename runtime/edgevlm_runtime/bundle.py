@@ -11,6 +11,7 @@ import json
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -43,7 +44,7 @@ class Bundle:
             raise DamagedBundle(f"{self.root}: the manifest lists no file {relative!r}; {_WAY_OUT}")
         return _inside(self.root, relative)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """The manifest's own checksum, which no other bundle has."""
         return _checksum(write_record(self.manifest))
