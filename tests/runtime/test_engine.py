@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,18 @@ def test_shared_buffers_are_updated_in_place(attention: Graph) -> None:
     for cache, new in zip(caches, rows[1:], strict=True):
         np.testing.assert_array_equal(cache[0, :, :9].transpose(1, 0, 2).reshape(9, DIM), new)
         assert not cache[0, :, 9:].any()
+
+
+def test_threads_rest_between_runs(linear: tuple[Graph, np.ndarray], tmp_path: Path) -> None:
+    """The next graph needs the cores: ONNX Runtime's threads would go on spinning for tens of milliseconds."""
+    graph = open_engine("onnxruntime", threads=2).open(tmp_path / "linear.onnx")
+    idle = 0.0
+    for _ in range(5):
+        graph.run({"x": np.ones((4000, 64), np.float32)})
+        start = time.process_time()
+        time.sleep(0.05)
+        idle += time.process_time() - start
+    assert idle < 0.02
 
 
 def test_threads_share_a_graph(attention: Graph) -> None:

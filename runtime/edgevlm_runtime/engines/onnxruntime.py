@@ -67,6 +67,8 @@ def session_options(threads: int) -> ort.SessionOptions:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     # Every step has a new total length, and a memory plan would be kept for each.
     options.enable_mem_pattern = False
+    # Threads that spin between runs take the cores from the next graph, which has its own.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     # Failures are raised; nothing else belongs on stderr.
     options.log_severity_level = _FATAL_ONLY
     return options
