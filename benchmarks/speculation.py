@@ -26,7 +26,7 @@ from edgevlm.home import BUILT_IN_PATH
 from edgevlm_runtime.answer import Answer
 from edgevlm_runtime.bundle import Bundle, open_bundle
 from edgevlm_runtime.encoded import EncodedImage
-from edgevlm_runtime.engines import Array, Engine, FloatArray, Graph, Shared, open_engine
+from edgevlm_runtime.engines import Array, Engine, FloatArray, Graph, SharedBuffers, open_engine
 from edgevlm_runtime.graphs import Graphs
 from edgevlm_runtime.image import Pixels
 from edgevlm_runtime.model import Model
@@ -77,7 +77,7 @@ class CountingGraph:
     engine: CountingEngine
     graph: Graph
 
-    def run(self, inputs: Mapping[str, Array], shared: tuple[Shared, ...] = ()) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], shared: SharedBuffers | None = None) -> dict[str, Array]:
         """See `Graph.run`."""
         self.engine.n_calls += 1
         return self.graph.run(inputs, shared)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from edgevlm_export.families.family import GraphRequest, Recipe
 from edgevlm_export.streaming import streamed
-from edgevlm_runtime.engines import Array, FloatArray, Shared
+from edgevlm_runtime.engines import Array, FloatArray, SharedBuffers
 from edgevlm_runtime.errors import ExportError
 from edgevlm_runtime.manifest import FusionSpec, Role
 from edgevlm_runtime.prompts import before_image
@@ -134,9 +134,9 @@ class TorchGraph:
         self.request = request
         self._recipe = recipe
 
-    def run(self, inputs: Mapping[str, Array], shared: tuple[Shared, ...] = ()) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], shared: SharedBuffers | None = None) -> dict[str, Array]:
         """See `Graph.run`; there are no shared buffers in torch."""
-        assert not shared
+        assert shared is None
         module = self.request.build(self._recipe.build())
         with streamed(module, self._recipe.weights):
             outputs = module(*(torch.from_numpy(inputs[spec.name]) for spec in self.request.inputs))

@@ -13,7 +13,7 @@ from math import prod
 
 import numpy as np
 
-from edgevlm_runtime.engines import Array, FloatArray, Graph, Shared
+from edgevlm_runtime.engines import Array, FloatArray, Graph, Shared, SharedBuffers
 from edgevlm_runtime.errors import ContextOverflow
 from edgevlm_runtime.manifest import CacheSpec
 
@@ -102,21 +102,23 @@ class BufferCache(KVCache):
 
     def __init__(self, spec: CacheSpec, context: int | None = None) -> None:
         super().__init__(spec, context)
-        self.shared = tuple(
-            Shared(input=f"past_key_values.{layer}.{part}", output=f"present.{layer}.{part}", array=_buffer(spec))
-            for layer in range(spec.n_layers)
-            for part in ("key", "value")
+        self.shared = SharedBuffers(
+            tuple(
+                Shared(input=f"past_key_values.{layer}.{part}", output=f"present.{layer}.{part}", array=_buffer(spec))
+                for layer in range(spec.n_layers)
+                for part in ("key", "value")
+            )
         )
 
     @property
     def layout(self) -> str:
         """See `KVCache.layout`."""
-        arrays = (buffer.array for buffer in self.shared)
+        arrays = (buffer.array for buffer in self.shared.buffers)
         return " ".join(f"{array.dtype} {array.shape[1]}x{array.shape[3:]}" for array in arrays)
 
     def nbytes(self, length: int) -> int:
         """See `KVCache.nbytes`; without what there is room for."""
-        return sum(block.nbytes for block in self.blocks(length))
+        return length * sum(buffer.array.nbytes // self.spec.max_context for buffer in self.shared.buffers)
 
     def run(self, graph: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See `KVCache.run`."""
@@ -124,7 +126,7 @@ class BufferCache(KVCache):
 
     def blocks(self, length: int) -> list[Array]:
         """See `KVCache.blocks`; views."""
-        return [head[:length] for buffer in self.shared for head in buffer.array[0]]
+        return [head[:length] for buffer in self.shared.buffers for head in buffer.array[0]]
 
     def room(self, length: int) -> list[Array]:
         """See `KVCache.room`; the positions themselves."""
@@ -138,7 +140,7 @@ class BufferCache(KVCache):
         """See `KVCache.fork`."""
         assert 0 <= length <= self.length
         other = BufferCache(self.spec, self.context)
-        for mine, theirs in zip(self.shared, other.shared, strict=True):
+        for mine, theirs in zip(self.shared.buffers, other.shared.buffers, strict=True):
             theirs.array[:, :, :length] = mine.array[:, :, :length]
         other.length = length
         return other

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgevlm_runtime.decoder import Decoder, Step
-from edgevlm_runtime.engines import Array, FloatArray, Graph, Shared
+from edgevlm_runtime.engines import Array, FloatArray, Graph, SharedBuffers
 from edgevlm_runtime.image import Pixels
 from edgevlm_runtime.kv_cache import KVCache
 from edgevlm_runtime.manifest import ImageSpec, PromptSpec, Role
@@ -33,7 +33,7 @@ class Recorder:
         self._graph = graph
         self.calls: list[Call] = []
 
-    def run(self, inputs: Mapping[str, Array], shared: tuple[Shared, ...] = ()) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], shared: SharedBuffers | None = None) -> dict[str, Array]:
         """See `Graph.run`."""
         outputs = self._graph.run(inputs, shared)
         self.calls.append(Call(inputs=inputs, outputs=outputs))

@@ -18,7 +18,7 @@ from edgevlm_export import emit
 from edgevlm_export.families.family import GraphRequest, Recipe
 from edgevlm_export.passes import run_passes
 from edgevlm_export.quantize import policy_of
-from edgevlm_runtime.engines import Array, Graph, Shared, open_engine
+from edgevlm_runtime.engines import Array, Graph, Shared, SharedBuffers, open_engine
 from edgevlm_runtime.manifest import GraphSpec, Precision
 from tests.export.conftest import Trace
 from tests.oracles.moondream2_numpy import Oracle, Sizes
@@ -115,9 +115,11 @@ class Cached:
     def __init__(self, bundle: Bundle) -> None:
         self.graph = bundle.open("decoder")
         specs = zip(bundle.specs["decoder"].inputs[5:], bundle.specs["decoder"].outputs[2:], strict=True)
-        self.cache = tuple(
-            Shared(input=given.name, output=made.name, array=np.zeros((1, 1, 256, 32), np.float32))
-            for given, made in specs
+        self.cache = SharedBuffers(
+            tuple(
+                Shared(input=given.name, output=made.name, array=np.zeros((1, 1, 256, 32), np.float32))
+                for given, made in specs
+            )
         )
         self.length = 0
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from edgevlm_export.npu import TARGETS, CompiledGraph, compile_graph, find_target, hexagon
 from edgevlm_export.openvino_ir import free_shapes, write_ir
 from edgevlm_export.trace import trace_loaded
-from edgevlm_runtime.engines import Graph, Shared, open_engine
+from edgevlm_runtime.engines import Graph, Shared, SharedBuffers, open_engine
 from edgevlm_runtime.errors import EngineError, ExportError, InvalidOption
 from edgevlm_runtime.manifest import TensorSpec
 
@@ -168,7 +168,7 @@ def test_wrong_inputs_of_a_compiled_graph(simulated: Graph) -> None:
     with pytest.raises(EngineError, match=r"must be float32 \(1, 3, 16, 16\), not float32 \(2, 3, 16, 16\)"):
         simulated.run({"images": np.concatenate([images, images])})
     with pytest.raises(EngineError, match="in place"):
-        simulated.run({}, (Shared(input="images", output="logits", array=images),))
+        simulated.run({}, SharedBuffers((Shared(input="images", output="logits", array=images),)))
 
 
 def test_a_damaged_binary(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgevlm_runtime.engines import Array, Graph, Shared
+from edgevlm_runtime.engines import Array, Graph, Shared, SharedBuffers
 from edgevlm_runtime.manifest import CacheSpec
 
 DIM = 16
@@ -49,17 +49,18 @@ class TinyDecoder:
         self.head = rng.normal(0, 1, (DIM, self.vocab))
         self.table = rng.normal(0, 1, (self.vocab, DIM)).astype(np.float32)
 
-    def run(self, inputs: Mapping[str, Array], shared: tuple[Shared, ...] = ()) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], shared: SharedBuffers | None = None) -> dict[str, Array]:
         embeddings, bias = inputs["embeddings"], inputs["attention_bias"]
         tokens, total = embeddings.shape[1], int(inputs["total_sequence_length"])
         past = total - tokens
-        self._check(inputs, shared, tokens, total)
+        self._check(inputs, () if shared is None else shared.buffers, tokens, total)
         if self.on_run is not None:
             self.on_run()
         if self.fail_at is not None and total > self.fail_at:
             raise MemoryError("the engine failed")
         self.calls.append((past, tokens))
-        buffers = {buffer.input: buffer.array for buffer in shared}
+        assert shared is not None
+        buffers = {buffer.input: buffer.array for buffer in shared.buffers}
         x = embeddings[0].astype(np.float64) + self.positions[past:total]
         for i, (qkv, out) in enumerate(self.layers):
             query, key, value = (x @ weight for weight in qkv)
@@ -139,7 +140,7 @@ class SmallGraph:
         self._pixels = self._rng.normal(0, 1, (3, 4))
         self._tokens = self._rng.normal(0, 1, (8, DIM))
 
-    def run(self, inputs: Mapping[str, Array], shared: tuple[Shared, ...] = ()) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], shared: SharedBuffers | None = None) -> dict[str, Array]:
         if self._on_run is not None:
             self._on_run(self._role)
         ((name, x),) = inputs.items()

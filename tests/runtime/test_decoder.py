@@ -83,11 +83,11 @@ def test_rollback_forgets_and_fork_copies() -> None:
 def test_a_fork_copies_only_what_is_asked_for() -> None:
     cache = BufferCache(CACHE)
     cache.advance(20)
-    for buffer in cache.shared:
+    for buffer in cache.shared.buffers:
         buffer.array[:] = 1
     fork = cache.fork(8)
     assert fork.length == 8
-    assert all(buffer.array[:, :, :8].all() and not buffer.array[:, :, 8:].any() for buffer in fork.shared)
+    assert all(buffer.array[:, :, :8].all() and not buffer.array[:, :, 8:].any() for buffer in fork.shared.buffers)
 
 
 @pytest.mark.parametrize(("dtype", "n_bytes"), [("float32", 4), ("float16", 2), ("int8", 1)])

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from edgevlm_runtime.engines import Graph, Shared, open_engine, threads
+from edgevlm_runtime.engines import Graph, Shared, SharedBuffers, open_engine, threads
 from edgevlm_runtime.errors import EdgeVLMError, EngineError, InvalidOption
 from tests.runtime.onnx_files import save, tensor
 
@@ -67,11 +68,16 @@ def empty_caches() -> tuple[np.ndarray, np.ndarray]:
     return np.zeros(shape, np.float32), np.zeros(shape, np.float32)
 
 
-def run_attention(graph: Graph, rows: np.ndarray, caches: tuple[np.ndarray, np.ndarray], total: int) -> np.ndarray:
-    shared = tuple(
-        Shared(input=f"past_{name}", output=f"present_{name}", array=cache)
-        for name, cache in zip(("key", "value"), caches, strict=True)
+def share(caches: tuple[np.ndarray, np.ndarray]) -> SharedBuffers:
+    return SharedBuffers(
+        tuple(
+            Shared(input=f"past_{name}", output=f"present_{name}", array=cache)
+            for name, cache in zip(("key", "value"), caches, strict=True)
+        )
     )
+
+
+def run_attention(graph: Graph, rows: np.ndarray, shared: SharedBuffers, total: int) -> np.ndarray:
     inputs = {name: row[None] for name, row in zip(("query", "key", "value"), rows, strict=True)}
     lengths = {"seqlens_k": np.array([total - 1], np.int32), "total": np.array(total, np.int32)}
     outputs = graph.run(inputs | lengths, shared)
@@ -107,14 +113,38 @@ def test_outputs_outlive_the_graph_and_later_runs(linear: tuple[Graph, np.ndarra
 def test_shared_buffers_are_updated_in_place(attention: Graph) -> None:
     rows = np.random.default_rng(2).standard_normal((3, 9, DIM), np.float32)
     caches = empty_caches()
-    addresses = [cache.ctypes.data for cache in caches]
-    outs = [run_attention(attention, rows[:, :6], caches, 6)]
-    outs += [run_attention(attention, rows[:, step : step + 1], caches, step + 1) for step in range(6, 9)]
+    shared, addresses = share(caches), [cache.ctypes.data for cache in caches]
+    outs = [run_attention(attention, rows[:, :6], shared, 6)]
+    outs += [run_attention(attention, rows[:, step : step + 1], shared, step + 1) for step in range(6, 9)]
     np.testing.assert_allclose(np.concatenate(outs), attend(rows), atol=1e-5)
     assert [cache.ctypes.data for cache in caches] == addresses
     for cache, new in zip(caches, rows[1:], strict=True):
         np.testing.assert_array_equal(cache[0, :, :9].transpose(1, 0, 2).reshape(9, DIM), new)
         assert not cache[0, :, 9:].any()
+
+
+def test_two_caches_in_turns_and_one_after_a_failure(attention: Graph) -> None:
+    """What is prepared for the buffers of a cache belongs to them alone, and outlives a run that was refused."""
+    rows = np.random.default_rng(3).standard_normal((2, 3, 5, DIM), np.float32)
+    first, second = share(empty_caches()), share(empty_caches())
+    outs: list[list[np.ndarray]] = [[], []]
+    for step in range(5):
+        for out, shared, each in zip(outs, (first, second), rows, strict=True):
+            with pytest.raises(EngineError, match="query"):
+                run_attention(attention, each[:, step : step + 1, :-1], shared, step + 1)
+            out.append(run_attention(attention, each[:, step : step + 1], shared, step + 1))
+        # Buffers that live no longer, and may leave their addresses to others.
+        run_attention(attention, rows[0], share(empty_caches()), 5)
+    for out, each in zip(outs, rows, strict=True):
+        np.testing.assert_allclose(np.concatenate(out), attend(each), atol=1e-5)
+
+
+def test_a_graph_keeps_no_buffers_alive(attention: Graph) -> None:
+    caches = empty_caches()
+    alive = [weakref.ref(cache) for cache in caches]
+    run_attention(attention, np.zeros((3, 1, DIM), np.float32), share(caches), 1)
+    del caches
+    assert [reference() for reference in alive] == [None, None]
 
 
 def test_threads_rest_between_runs(linear: tuple[Graph, np.ndarray], tmp_path: Path) -> None:
@@ -134,8 +164,8 @@ def test_threads_share_a_graph(attention: Graph) -> None:
 
     def work(seed: int) -> None:
         rows = np.random.default_rng(seed).standard_normal((3, 20, DIM), np.float32)
-        caches = empty_caches()
-        steps = [run_attention(attention, rows[:, step : step + 1], caches, step + 1) for step in range(20)]
+        shared = share(empty_caches())
+        steps = [run_attention(attention, rows[:, step : step + 1], shared, step + 1) for step in range(20)]
         wanted[seed], got[seed] = attend(rows), np.concatenate(steps)
 
     workers = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
@@ -177,10 +207,10 @@ def test_wrong_shared_buffers(attention: Graph) -> None:
     frozen.flags.writeable = False
     for wrong in (cache[:, :, :-1], cache.astype(np.float16), cache.transpose(0, 1, 3, 2), frozen):
         with pytest.raises(EngineError, match="past_value"):
-            run_attention(attention, rows, (cache, wrong), 1)
+            run_attention(attention, rows, share((cache, wrong)), 1)
     strided = np.zeros((1, HEADS, CONTEXT, 2 * HEAD_DIM), np.float32)[..., ::2]
     with pytest.raises(EngineError, match="contiguous"):
-        run_attention(attention, rows, (cache, strided), 1)
+        run_attention(attention, rows, share((cache, strided)), 1)
 
 
 def test_failures_inside_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import openvino
 import pytest
 from onnx import TensorProto, helper
 
-from edgevlm_runtime.engines import Engine, Graph, Shared, open_engine
+from edgevlm_runtime.engines import Engine, Graph, Shared, SharedBuffers, open_engine
 from edgevlm_runtime.errors import EngineError
 from tests.runtime.onnx_files import save, tensor
 
@@ -126,7 +126,7 @@ def resident_bytes(file: Path) -> int:
 
 def test_shared_buffers_are_refused(linear: Graph) -> None:
     with pytest.raises(EngineError, match=r"in place \(x\).*--engine onnxruntime"):
-        linear.run({}, (Shared(input="x", output="y", array=rows(0)),))
+        linear.run({}, SharedBuffers((Shared(input="x", output="y", array=rows(0)),)))
 
 
 def test_integers_keep_their_type(engine: Engine, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from edgevlm_runtime.answer import Point
 from edgevlm_runtime.bundle import Bundle
-from edgevlm_runtime.engines import Array, Graph, Shared
+from edgevlm_runtime.engines import Array, Graph, SharedBuffers
 from edgevlm_runtime.errors import DamagedBundle, InvalidOption
 from edgevlm_runtime.manifest import RegionSpec, Role
 from edgevlm_runtime.model import Model
@@ -109,7 +109,7 @@ class _Bins(Graph):
         self.logits[0, 0, width : width + 2] = 1
         self.logits[0, 1, height : height + 2] = 1
 
-    def run(self, inputs: dict[str, Array], shared: tuple[Shared, ...] = ()) -> dict[str, Array]:  # type: ignore[override]
+    def run(self, inputs: dict[str, Array], shared: SharedBuffers | None = None) -> dict[str, Array]:  # type: ignore[override]
         (name,) = inputs
         assert name == "hidden"
         return {"logits": self.logits}

@@ -17,7 +17,7 @@ from edgevlm_runtime.answer import Answer
 from edgevlm_runtime.bundle import Bundle
 from edgevlm_runtime.decoder import Decoder, Session
 from edgevlm_runtime.drafting import check_draft
-from edgevlm_runtime.engines import Array, Shared
+from edgevlm_runtime.engines import Array, SharedBuffers
 from edgevlm_runtime.errors import InvalidOption
 from edgevlm_runtime.generate import TokenLoop
 from edgevlm_runtime.model import Model
@@ -37,7 +37,7 @@ Tiny = tuple[Model, TinyDecoder]
 class RoundingDecoder(TinyDecoder):
     """Its numbers, and so what it keeps of the tokens, depend on how many it reads at once."""
 
-    def run(self, inputs: Mapping[str, Array], shared: tuple[Shared, ...] = ()) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], shared: SharedBuffers | None = None) -> dict[str, Array]:
         n_tokens, total = inputs["embeddings"].shape[1], int(inputs["total_sequence_length"])
         noise = np.random.default_rng((n_tokens, total)).normal(0, 0.005, inputs["embeddings"].shape)
         rounded = (inputs["embeddings"] + (noise if n_tokens > 1 else 0)).astype(np.float32)

@@ -22,6 +22,7 @@ __all__ = [
     "FloatArray",
     "Graph",
     "Shared",
+    "SharedBuffers",
     "State",
     "StatefulGraph",
     "installed_engines",
@@ -41,11 +42,20 @@ class Shared:
     array: Array
 
 
+@dataclass(frozen=True, eq=False)
+class SharedBuffers:
+    """All buffers of one cache. An engine may keep what it prepares for them for as long as this object lives."""
+
+    buffers: tuple[Shared, ...]
+
+
 class Graph(Protocol):
     """An opened graph. It may be run by several threads at once."""
 
-    def run(self, inputs: Mapping[str, Array], shared: tuple[Shared, ...] = ()) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], shared: SharedBuffers | None = None) -> dict[str, Array]:
         """All outputs by name, but for those of `shared`, whose arrays are updated in place without a copy.
+
+        Runs on the same `shared` must not overlap.
 
         Raises:
             EngineError: the engine failed, or an input has the wrong name, dtype or shape.

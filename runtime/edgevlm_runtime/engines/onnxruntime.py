@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from edgevlm_runtime.engines import Array, Graph, Shared
+from edgevlm_runtime.engines import Array, Graph, Shared, SharedBuffers
 from edgevlm_runtime.engines.signature import Port, Signature, one_line
 from edgevlm_runtime.errors import EngineError
 
@@ -75,40 +76,65 @@ def session_options(threads: int) -> ort.SessionOptions:
 
 
 class OnnxGraph:
-    """An open session. Bindings are made for each run, so threads may run it at once."""
+    """An open session. Threads may run it at once: bindings belong to a run or to the buffers of one cache."""
 
     def __init__(self, session: ort.InferenceSession, path: Path) -> None:
         self._session = session
         self._path = path
         self._signature = Signature(path, _ports(session.get_inputs()), _ports(session.get_outputs()))
+        self._bound: WeakKeyDictionary[SharedBuffers, _Binding] = WeakKeyDictionary()
 
-    def run(self, inputs: Mapping[str, Array], shared: tuple[Shared, ...] = ()) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], shared: SharedBuffers | None = None) -> dict[str, Array]:
         """See `Graph.run`."""
-        self._signature.check(inputs, shared)
-        # Kept in this frame: the binding holds addresses only.
-        contiguous = {name: np.asarray(array, order="C") for name, array in inputs.items()}
-        updated = {buffer.output for buffer in shared}
-        fresh = [name for name in self._signature.outputs if name not in updated]
         try:
-            binding = self._bind(contiguous, shared, fresh)
-            self._session.run_with_iobinding(binding, _run_options(contiguous))
-            values = binding.get_outputs()[: len(fresh)]
-            return {name: value.numpy() for name, value in zip(fresh, values, strict=True)}
+            return self._binding(shared).run(inputs)
         except FAILURES as error:
             raise EngineError(f"{self._path}: ONNX Runtime failed: {one_line(error)}") from error
 
-    def _bind(self, inputs: dict[str, Array], shared: tuple[Shared, ...], fresh: list[str]) -> ort.IOBinding:
-        """Outputs of `fresh` are bound first, in order, and allocated by the engine."""
-        binding = self._session.io_binding()
-        for name, array in inputs.items():
-            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        for name in fresh:
-            binding.bind_output(name, "cpu")
+    def _binding(self, shared: SharedBuffers | None) -> _Binding:
+        """Buffers are bound once: a decoder of 24 layers has 48 of them, and would bind them for each token."""
+        if shared is None:
+            return _Binding(self._session, self._signature)
+        if (known := self._bound.get(shared)) is not None:
+            return known
+        return self._bound.setdefault(shared, _Binding(self._session, self._signature, shared.buffers))
+
+
+class _Binding:
+    """Where one caller's arrays are. Outputs that are not shared come first, and the engine allocates them."""
+
+    def __init__(self, session: ort.InferenceSession, signature: Signature, shared: Sequence[Shared] = ()) -> None:
+        """Raises as `Signature.without`."""
+        self._session = session
+        self._signature = signature.without(shared)
+        self._binding = session.io_binding()
+        self._bind_fresh_outputs()
         for buffer in shared:
             place = ("cpu", 0, buffer.array.dtype, buffer.array.shape, buffer.array.ctypes.data)
-            binding.bind_input(buffer.input, *place)
-            binding.bind_output(buffer.output, *place)
-        return binding
+            self._binding.bind_input(buffer.input, *place)
+            self._binding.bind_output(buffer.output, *place)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """All fresh outputs by name.
+
+        Raises:
+            EngineError: an input has the wrong name, dtype or shape.
+            Exception: any of `FAILURES`, as ONNX Runtime raises it.
+        """
+        self._signature.check(inputs)
+        # Kept in this frame: the binding holds addresses only.
+        contiguous = {name: np.asarray(array, order="C") for name, array in inputs.items()}
+        for name, array in contiguous.items():
+            self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self._bind_fresh_outputs()
+        self._session.run_with_iobinding(self._binding, _run_options(contiguous))
+        values = self._binding.get_outputs_as_ortvaluevector()
+        return {name: values[index].numpy() for index, name in enumerate(self._signature.outputs)}
+
+    def _bind_fresh_outputs(self) -> None:
+        """For each run: the engine would write into what it gave in the last one, which may have had another shape."""
+        for name in self._signature.outputs:
+            self._binding.bind_output(name, "cpu")
 
 
 def _ports(nodes: list[Any]) -> list[Port]:

@@ -16,7 +16,7 @@ import openvino.properties as properties
 import openvino.properties.hint as hints
 from openvino import frontend
 
-from edgevlm_runtime.engines import Array, FloatArray, Graph, Shared, State
+from edgevlm_runtime.engines import Array, FloatArray, Graph, SharedBuffers, State
 from edgevlm_runtime.engines.signature import Port, Signature, one_line
 from edgevlm_runtime.errors import EngineError
 
@@ -140,12 +140,12 @@ class _OpenVinoGraph:
         self._weights = weights
         self._idle: deque[ov.InferRequest] = deque()
 
-    def run(self, inputs: Mapping[str, Array], shared: tuple[Shared, ...] = ()) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], shared: SharedBuffers | None = None) -> dict[str, Array]:
         """See `Graph.run`; there are no shared buffers."""
-        if shared:
+        if shared is not None:
             raise EngineError(
-                f"{self._path}: engine openvino can not update buffers in place ({shared[0].input}); export the model "
-                "with --openvino, or open it with --engine onnxruntime"
+                f"{self._path}: engine openvino can not update buffers in place ({shared.buffers[0].input}); export "
+                "the model with --openvino, or open it with --engine onnxruntime"
             )
         request = self._request()
         outputs = self.infer(request, inputs)
@@ -194,9 +194,9 @@ class _StatefulGraph(_OpenVinoGraph):
         """See `StatefulGraph.new_state`."""
         return _RequestState(self, self._new_request())
 
-    def run(self, inputs: Mapping[str, Array], shared: tuple[Shared, ...] = ()) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], shared: SharedBuffers | None = None) -> dict[str, Array]:
         """See `StatefulGraph.run`."""
-        return super().run(inputs, shared) if shared else self.new_state().run(inputs)
+        return self.new_state().run(inputs) if shared is None else super().run(inputs, shared)
 
 
 class _RequestState:

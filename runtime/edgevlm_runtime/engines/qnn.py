@@ -20,7 +20,7 @@ from typing import Any
 import onnxruntime as ort
 import onnxruntime_qnn
 
-from edgevlm_runtime.engines import Array, Graph, Shared
+from edgevlm_runtime.engines import Array, Graph, SharedBuffers
 from edgevlm_runtime.engines.onnxruntime import FAILURES, OnnxGraph, OnnxRuntimeEngine, session_options
 from edgevlm_runtime.engines.signature import one_line
 from edgevlm_runtime.errors import EngineError
@@ -70,10 +70,10 @@ class _QnnGraph:
         self._graph = graph
         self._path = path
 
-    def run(self, inputs: Mapping[str, Array], shared: tuple[Shared, ...] = ()) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], shared: SharedBuffers | None = None) -> dict[str, Array]:
         """See `Graph.run`; there are no shared buffers."""
-        if shared:
-            raise EngineError(f"{self._path}: engine qnn can not update buffers in place ({shared[0].input})")
+        if shared is not None:
+            raise EngineError(f"{self._path}: engine qnn can not update buffers in place ({shared.buffers[0].input})")
         return self._graph.run(inputs)
 
 

@@ -32,23 +32,32 @@ class Signature:
         self.outputs = {port.name: port for port in outputs}
         self._path = path
 
-    def check(self, inputs: Mapping[str, Array], shared: tuple[Shared, ...] = ()) -> None:
+    def check(self, inputs: Mapping[str, Array]) -> None:
         """Refuse what a run with raw addresses could not survive.
 
         Raises:
-            EngineError: a name, dtype or shape is wrong, or a shared buffer can not be written in place.
+            EngineError: a name, dtype or shape is wrong.
         """
-        given = [*inputs, *(buffer.input for buffer in shared)]
-        updated = [buffer.output for buffer in shared]
-        self._check_names(given, self.inputs, "input", complete=True)
-        self._check_names(updated, self.outputs, "output", complete=False)
+        self._check_names(list(inputs), self.inputs, "input", complete=True)
         for name, array in inputs.items():
             self._check_array(array, self.inputs[name], "input")
+
+    def without(self, shared: Sequence[Shared]) -> Signature:
+        """What is left to be given and to come out where these buffers are shared.
+
+        Raises:
+            EngineError: a name, dtype or shape is wrong, or a buffer can not be written in place.
+        """
+        given, updated = ([getattr(buffer, kind) for buffer in shared] for kind in ("input", "output"))
+        self._check_names(given, self.inputs, "input", complete=False)
+        self._check_names(updated, self.outputs, "output", complete=False)
         for buffer in shared:
             self._check_array(buffer.array, self.inputs[buffer.input], "input")
             self._check_array(buffer.array, self.outputs[buffer.output], "output")
             if not buffer.array.flags.c_contiguous or not buffer.array.flags.writeable:
                 raise EngineError(f"{self._path}: shared buffer {buffer.input!r} must be contiguous and writable")
+        inputs = [port for name, port in self.inputs.items() if name not in given]
+        return Signature(self._path, inputs, [port for name, port in self.outputs.items() if name not in updated])
 
     def _check_names(self, given: Sequence[str], known: Mapping[str, Port], kind: str, *, complete: bool) -> None:
         unknown = [name for name in given if name not in known]
