@@ -117,18 +117,17 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
     if request["least_memory"]:
         return _answer_once(peer, request)
     first = _new_image(peer, request, 0)
-    phases = _new_image(peer, request, 1) if request["first_image"] else first
-    depth = request["prefix_tokens"]
+    new = [_new_image(peer, request, 1 + i) for i in range(request["times"])] if request["first_image"] else [first]
     second = [_ask_again(peer, request) for _ in range(request["question_times"])]
-    speed = peer.write(second[-1][1], depth + request["question_tokens"], request["answer_tokens"])
+    speeds = [_answer_speed(peer, request, second[-1][1]) for _ in range(request["times"])]
     peak_rss = _peak_rss()
     depths = request["depths"] if request["full"] else ()
     return {
         "load_ms": load_ms,
         "first_image_ms": sum(first.values()),
-        **phases,
+        **{phase: statistics.median(each[phase] for each in new) for phase in first},
         "second_question_ms": statistics.median(ms for ms, _ in second),
-        "tokens_per_second": speed,
+        "tokens_per_second": statistics.median(speeds),
         "peak_rss": peak_rss,
         "depth_tokens_per_second": _speeds(peer, request, depths),
     }
@@ -157,6 +156,13 @@ def _ask_again(peer: Peer, request: dict[str, Any]) -> tuple[float, int]:
     begun = time.perf_counter()
     token = peer.read(request["question_tokens"], request["prefix_tokens"])
     return _ms(begun), token
+
+
+def _answer_speed(peer: Peer, request: dict[str, Any], token: int) -> float:
+    """Tokens per second of an answer that begins with a token."""
+    start = request["prefix_tokens"] + request["question_tokens"]
+    peer.forget(start)
+    return peer.write(token, start, request["answer_tokens"])
 
 
 def _speeds(peer: Peer, request: dict[str, Any], depths: Sequence[int]) -> dict[int, float]:

@@ -20,6 +20,7 @@ from edgevlm_runtime.manifest import Precision
 from training.model import nano_config
 
 NANO, LLAVA_MINI, TINYGPT_V = "nano", "llava-mini", "tinygpt-v"
+_NANO_TIMES = 15
 # Small in all: every path is gone in a minute or two. The tokenizer's control words need this vocabulary.
 _SMALL_MOONDREAM2 = Moondream2Config(
     text=TextConfig(
@@ -36,11 +37,18 @@ _SMALL_MOONDREAM2 = Moondream2Config(
     ),
     region=RegionConfig(dim=512, inner_dim=1024),
 )
+
+
+def _nano_shapes() -> Shapes:
+    shapes = moondream2.shapes(NANO, "nano's", nano_config())
+    return replace(shapes, workload=replace(shapes.workload, times=_NANO_TIMES))
+
+
 _SHAPES = {
     shapes.name: shapes
     for shapes in (
         *(moondream2.shapes(name, f"Moondream2 {name.upper()}", config) for name, config in SIZES.items()),
-        moondream2.shapes(NANO, "nano's", nano_config()),
+        _nano_shapes(),
         llava_mini.shapes(LLAVA_MINI, "LLaVA-Mini", llava_mini_sizes.FULL),
         tinygpt_v.shapes(TINYGPT_V, "TinyGPT-V", TinyGptVConfig()),
     )

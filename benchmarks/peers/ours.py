@@ -56,7 +56,7 @@ def encode_crop(bundle: Path, options: LoadOptions, workload: Workload, home: st
     tower = open_tower(needed(opened.manifest.image, "image"), graphs)
     tower.encode(workload.image(0))
     taken = []
-    for index in range(1, 1 + _CROPS):
+    for index in range(1, 1 + max(_CROPS, workload.times)):
         pixels = workload.image(index)
         start = time.perf_counter()
         tower.encode(pixels)
@@ -117,29 +117,31 @@ class _Asked:
         return ready[0]
 
     def run(self, *, load_ms: float, first_image_ms: float, vision_ms: float) -> Run:
-        """Ask about a new image, and again.
+        """Ask about new images, and about the last of them again.
 
         Raises:
             RuntimeError: an image takes other than the workload's positions.
         """
         workload = self.workload
-        start = time.perf_counter()
-        image = self.model.encode(workload.image(1))
-        image_ms = _ms(start)
+        image_ms, question_ms = [], []
+        for index in range(1, 1 + workload.times):
+            pixels, start = workload.image(index), time.perf_counter()
+            image = self.model.encode(pixels)
+            image_ms.append(_ms(start))
+            question_ms.append(self.first_token_ms(image))
         if image.positions != workload.prefix_tokens:
             raise RuntimeError(
                 f"an image takes {image.positions} positions where {workload.prefix_tokens} are compared"
             )
-        question_ms = self.first_token_ms(image)
         second = [self.first_token_ms(image) for _ in range(workload.question_times)]
         return Run(
             load_ms=load_ms,
             first_image_ms=first_image_ms,
             vision_ms=vision_ms,
-            prefix_ms=image_ms - vision_ms,
-            question_ms=question_ms,
+            prefix_ms=statistics.median(image_ms) - vision_ms,
+            question_ms=statistics.median(question_ms),
             second_question_ms=statistics.median(second),
-            tokens_per_second=self._speed(image),
+            tokens_per_second=statistics.median(self._speed(image) for _ in range(workload.times)),
             peak_rss=peak_rss(),
             position_bytes=_cache_bytes(image) / image.positions,
             depth_tokens_per_second={depth: self._speed_at(image, depth) for depth in self._depths()},

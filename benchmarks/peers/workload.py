@@ -16,7 +16,8 @@ class Workload:
     """One process's work: load, a first image, a new image with a question, the same image again, a long answer.
 
     The image is `side` pixels square, one crop. The question has `question_tokens`; about the kept image it is asked
-    `question_times`. The answer has `answer_tokens`, always the likeliest. A `full` one also writes `sweep_tokens` at
+    `question_times`. The answer has `answer_tokens`, always the likeliest. New images and answers are taken `times`, of
+    which the medians count: a small model's take milliseconds, and one alone says little. A `full` one also writes `sweep_tokens` at
     each of `depths`, positions before the first new token of the `context`, and takes what needs more processes.
     `seed` makes the images: every round has others, so that nothing is answered from what an earlier one kept.
     """
@@ -28,6 +29,7 @@ class Workload:
     question_tokens: int = 16
     question_times: int = 3
     answer_tokens: int = 64
+    times: int = 1
     depths: tuple[int, ...] = (16, 746, 1280, 1952)
     sweep_tokens: int = 32
     full: bool = True
