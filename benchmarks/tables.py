@@ -33,6 +33,11 @@ def machine() -> dict[str, object]:
     }
 
 
+def duration(ms: float) -> str:
+    """Milliseconds, or seconds from one on, in three digits."""
+    return f"{ms:.3g} ms" if ms < 999.5 else f"{ms / 1e3:.3g} s"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]

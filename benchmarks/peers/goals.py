@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from benchmarks.peers.contestants import LLAMA, OURS
 from benchmarks.peers.figures import PeerFigures
+from benchmarks.tables import duration
 
 _SECOND_S, _SECOND_SHARE = 0.3, 0.05
 _MEMORY = 0.6
@@ -75,17 +76,16 @@ def _seconds(what: str, figure: str, limit: float) -> Goal:
         known = found.get(figure)
         if known is None:
             return None
-        seconds = known.median / 1e3
-        return Judged(text=f"{seconds:.2f} s", reached=seconds <= limit, rank=seconds)
+        return Judged(text=duration(known.median), reached=known.median <= 1e3 * limit, rank=known.median)
 
     return Goal(what=what, wanted=f"at most {limit:g} s", judge=judge)
 
 
 def _second_question(name: str, found: PeerFigures) -> Judged:
-    seconds = found["second_question_ms"].median / 1e3
-    share = found["second_question_ms"].median / found["first_token_ms"].median
-    reached = seconds <= _SECOND_S and share <= _SECOND_SHARE
-    return Judged(text=f"{seconds:.2f} s, {share:.3f}", reached=reached, rank=seconds)
+    again = found["second_question_ms"].median
+    share = again / found["first_token_ms"].median
+    reached = again <= 1e3 * _SECOND_S and share <= _SECOND_SHARE
+    return Judged(text=f"{duration(again)}, {share:.3f}", reached=reached, rank=again)
 
 
 def _speed(limit: float, theirs: Mapping[str, PeerFigures]) -> Goal:

@@ -10,7 +10,7 @@ from benchmarks.peers.figures import Figure, PeerFigures
 from benchmarks.peers.goals import Goal, best_of, goals
 from benchmarks.peers.machine import Limits
 from benchmarks.peers.shapes import Shapes
-from benchmarks.tables import table
+from benchmarks.tables import duration, table
 
 _GB = 1e9
 _NONE = "-"
@@ -62,12 +62,12 @@ def render(results: Results) -> str:
 def peer_table(results: Results) -> str:
     """One row a peer; the best of a column is bold."""
     columns: dict[str, tuple[str, Callable[[Figure], str], bool]] = {
-        "load": ("load_ms", _in("{:.2f} s", 1e-3), False),
-        "vision, one crop": ("vision_ms", _in("{:.3g} s", 1e-3), False),
-        "first token": ("first_token_ms", _in("{:.3g} s", 1e-3), False),
-        "second question": ("second_question_ms", _in("{:.0f} ms", 1.0), False),
-        "after a restart": ("restart_ms", _in("{:.2f} s", 1e-3), False),
-        "tokens/s": ("tokens_per_second", _in("{:.1f}", 1.0), True),
+        "load": ("load_ms", _time, False),
+        "vision, one crop": ("vision_ms", _time, False),
+        "first token": ("first_token_ms", _time, False),
+        "second question": ("second_question_ms", _time, False),
+        "after a restart": ("restart_ms", _time, False),
+        "tokens/s": ("tokens_per_second", _speed, True),
         "peak RSS": ("peak_rss", _gb, False),
         "one image": ("one_image_rss", _gb, False),
     }
@@ -164,8 +164,12 @@ def _column(results: Results, name: str, style: Callable[[Figure], str], most: b
     return [_NONE if figure is None else _bold(style(figure), figure.median == best) for figure in known]
 
 
-def _in(style: str, scale: float) -> Callable[[Figure], str]:
-    return lambda figure: f"{style.format(scale * figure.median)} ±{figure.spread:.0%}"
+def _time(figure: Figure) -> str:
+    return f"{duration(figure.median)} ±{figure.spread:.0%}"
+
+
+def _speed(figure: Figure) -> str:
+    return f"{figure.median:.1f} ±{figure.spread:.0%}"
 
 
 def _gb(figure: Figure) -> str:

@@ -17,9 +17,10 @@ class Workload:
 
     The image is `side` pixels square, one crop. The question has `question_tokens`; about the kept image it is asked
     `question_times`. The answer has `answer_tokens`, always the likeliest. New images and answers are taken `times`, of
-    which the medians count: a small model's take milliseconds, and one alone says little. A `full` one also writes `sweep_tokens` at
-    each of `depths`, positions before the first new token of the `context`, and takes what needs more processes.
-    `seed` makes the images: every round has others, so that nothing is answered from what an earlier one kept.
+    which the medians count: a small model's take milliseconds, and one alone says little. A `full` one also writes
+    `sweep_tokens` at each of `depths`, positions before the first new token of the `context`, and takes what needs more
+    processes. `seed` makes the images: every round has others, so that nothing is answered from what an earlier one
+    kept.
     """
 
     threads: int = 2

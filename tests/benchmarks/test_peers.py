@@ -33,6 +33,7 @@ from benchmarks.peers.rounds import Rounds, alternate
 from benchmarks.peers.setup import build_environment
 from benchmarks.peers.versions import versions
 from benchmarks.peers.workload import Run, Workload, read_run
+from benchmarks.tables import duration
 from edgevlm.home import BUILT_IN_PATH
 from edgevlm_export.families.moondream2.config import SIZE_2B
 from edgevlm_export.families.moondream2.random_weights import TINY
@@ -158,14 +159,19 @@ def test_losses_are_told_as_wins_are() -> None:
     assert reached["decode, tokens/s"] == ("2.00", True)
     assert reached["time to first token, new image"] == ("1.00", False)
     assert reached["peak RSS with one image, int4"] == ("-", None)
-    assert reached["second question about an image"] == ("0.15 s, 0.048", True)
-    assert reached["load to ready"] == ("0.50 s", True)
+    assert reached["second question about an image"] == ("150 ms, 0.048", True)
+    assert reached["load to ready"] == ("500 ms", True)
     table = target_table(_results())
     assert "| EdgeVLM int8 openvino (auto) | best of EdgeVLM | which |" in table
     assert (
         "| vision encoder per crop | at most 0.15 of llama.cpp's best | 1.00: no | 0.50: no | int8 onnxruntime |"
         in table
     )
+
+
+@pytest.mark.parametrize(("ms", "text"), [(1.0624, "1.06 ms"), (999.4, "999 ms"), (999.6, "1 s"), (14_530.0, "14.5 s")])
+def test_times_are_told_in_three_digits(ms: float, text: str) -> None:
+    assert duration(ms) == text
 
 
 def test_memory_is_compared_with_both_of_llama_cpp_s_ways() -> None:
@@ -183,7 +189,7 @@ def test_a_second_question_is_compared_with_the_same_pair_s_first() -> None:
     slow = replace(_RUN, second_question_ms=200.0, vision_ms=20_000.0)
     figures = {**results.figures, f"{OURS} int8 onnxruntime": peer_figures([slow, slow])}
     (second,) = (t for t in targets(replace(results, figures=figures)) if t.what.startswith("second"))
-    assert (second.who, second.got) == ("int8 openvino", "0.15 s, 0.048")
+    assert (second.who, second.got) == ("int8 openvino", "150 ms, 0.048")
 
 
 def test_an_absent_peer_is_told() -> None:
