@@ -21,8 +21,8 @@ import numpy as np
 
 from edgevlm_runtime.bundle import Bundle, open_bundle
 from edgevlm_runtime.decoder import Session
-from edgevlm_runtime.engines import installed_engines, open_engine
-from edgevlm_runtime.engines.choice import choose, lacks_ir
+from edgevlm_runtime.engines import open_engine
+from edgevlm_runtime.engines.choice import choose, usable_engines
 from edgevlm_runtime.engines.threads import thread_count
 from edgevlm_runtime.errors import EdgeVLMError, EngineError, InvalidOption
 from edgevlm_runtime.graphs import Graphs
@@ -81,7 +81,7 @@ def settings_to_try(manifest: Manifest, engine: str = "auto", threads: int | Non
     """
     if manifest.npu is not None:
         raise InvalidOption(f"{manifest.name} is compiled for {manifest.npu.target}: there is nothing to tune")
-    engines = [name for name in installed_engines() if _can_run(name, manifest)] if engine == "auto" else [engine]
+    engines = usable_engines(manifest) if engine == "auto" else [engine]
     most = thread_count(threads)
     counts = [most] if threads is not None or most == 1 else [most, most // 2]
     return [Setting(engine=name, threads=count) for name in engines for count in counts]
@@ -130,10 +130,6 @@ def noise(manifest: Manifest) -> Pixels:
     """An image of one crop, uint8 (side, side, 3)."""
     side = needed(manifest.image, "image").crop_px
     return np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-
-
-def _can_run(engine: str, manifest: Manifest) -> bool:
-    return engine in ("onnxruntime", "openvino") and not lacks_ir(engine, manifest)
 
 
 def _medians(runs: Sequence[Figures]) -> Figures:

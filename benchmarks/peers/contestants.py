@@ -16,8 +16,7 @@ from benchmarks.peers.shapes import Shapes
 from benchmarks.peers.workload import Run, Workload
 from edgevlm_export.modules.moondream2 import Moondream2Config
 from edgevlm_runtime.bundle import Bundle, open_bundle
-from edgevlm_runtime.engines import installed_engines
-from edgevlm_runtime.engines.choice import choose
+from edgevlm_runtime.engines.choice import choose, engine_of, usable_engines
 from edgevlm_runtime.manifest import Manifest
 
 LLAMA, EAGER, OURS = "llama.cpp", "PyTorch", "EdgeVLM"
@@ -103,9 +102,8 @@ def our_contestants(bundles: Sequence[Path], engines: Sequence[str] | None) -> I
 
 
 def engines_for(manifest: Manifest) -> list[str]:
-    """ONNX Runtime, OpenVINO where it is installed and the bundle has IR for it, and "auto" if that is another one."""
-    compiled = all("openvino" in graph.compiled for graph in manifest.graphs.values())
-    engines = ["onnxruntime", *(["openvino"] if compiled and "openvino" in installed_engines() else [])]
+    """All that can run a bundle here, and "auto" if that is another one."""
+    engines = usable_engines(manifest)
     return engines if choose(manifest) in engines else [*engines, "auto"]
 
 
@@ -113,7 +111,7 @@ def _decoder_bytes(bundle: Bundle, engine: str) -> int:
     """What the decoder's files of that engine take: the graph and its weights."""
     manifest = bundle.manifest
     graph = manifest.graphs["decoder"]
-    file = graph.compiled.get(choose(manifest) if engine == "auto" else engine, graph.file)
+    file = graph.compiled.get(engine_of(choose(manifest) if engine == "auto" else engine, "decoder"), graph.file)
     weights = f"{file.removesuffix('.xml')}.bin" if file.endswith(".xml") else f"{file}.data"
     return sum(manifest.files[name].bytes for name in (file, weights))
 

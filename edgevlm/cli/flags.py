@@ -18,7 +18,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Threads = Annotated[
     int | None, typer.Option("--threads", "-t", help="Threads [EDGEVLM_THREADS, else tuned, else physical cores].")
 ]
-EngineName = Annotated[str, typer.Option("--engine", help="Inference engine: auto, onnxruntime, openvino or qnn.")]
+EngineName = Annotated[str, typer.Option("--engine", help="Engine: auto, onnxruntime, openvino, mixed or qnn.")]
 
 
 @dataclass(frozen=True, kw_only=True)

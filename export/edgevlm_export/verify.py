@@ -23,10 +23,10 @@ from edgevlm_runtime.fidelity import mean_divergence, relative_error, require, r
 from edgevlm_runtime.golden import GOLDEN, Golden, GoldenAnswer, GoldenGraph, write_golden
 from edgevlm_runtime.graphs import Graphs
 from edgevlm_runtime.image import Pixels, load_image
+from edgevlm_runtime.kinds import IMAGE_ROLES
 from edgevlm_runtime.manifest import FidelityReport, GraphFidelity, PromptSpec, Role
 from edgevlm_runtime.parts import TextParts, needed, open_text
 from edgevlm_runtime.probe import (
-    IMAGE_ROLES,
     ObservedImage,
     answer_greedily,
     follow,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgevlm_runtime.bundle import Bundle
 from edgevlm_runtime.engines import Engine, Graph
+from edgevlm_runtime.engines.choice import engine_of
 from edgevlm_runtime.errors import EngineError, UnsupportedTask
 from edgevlm_runtime.manifest import Role
 
@@ -74,7 +75,7 @@ class Graphs:
         if role not in manifest.graphs:
             raise UnsupportedTask(f"{manifest.name} has no {role} graph; it can: {', '.join(manifest.tasks)}")
         graph = manifest.graphs[role]
-        return self._bundle.path(graph.compiled.get(self._engine.name, graph.file))
+        return self._bundle.path(graph.compiled.get(engine_of(self._engine.name, role), graph.file))
 
 
 class _Opening:

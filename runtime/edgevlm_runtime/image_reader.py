@@ -10,11 +10,12 @@ from edgevlm_runtime.frames import Frames, FramesSource, is_frames, open_frames,
 from edgevlm_runtime.graphs import Graphs
 from edgevlm_runtime.image import ImageSource, load_image
 from edgevlm_runtime.image_cache import ImageCache
+from edgevlm_runtime.kinds import IMAGE_ROLES
 from edgevlm_runtime.manifest import Manifest
 from edgevlm_runtime.parts import ReadImage, TextParts, needed
 from edgevlm_runtime.preprocess import select_tiling
 from edgevlm_runtime.streams import Checkpoint
-from edgevlm_runtime.vision import VISION_ROLES, VisionTower, open_tower
+from edgevlm_runtime.vision import VisionTower, open_tower
 
 
 class ImageReader:
@@ -53,7 +54,7 @@ class ImageReader:
             return self._read_frames(open_frames(image, self._spec.frames), checkpoint)
         source = single(image, self._name)
         if self._tower is None and self._images.is_empty:
-            self._graphs.prefetch(*VISION_ROLES)  # while the image is decoded
+            self._graphs.prefetch(*IMAGE_ROLES)  # while the image is decoded
         pixels = load_image(source)
 
         def encode(key: str) -> EncodedImage:
@@ -94,4 +95,4 @@ class ImageReader:
         if self._low_memory:
             with self._opening:
                 self._tower = None
-                self._graphs.release(VISION_ROLES)
+                self._graphs.release(IMAGE_ROLES)

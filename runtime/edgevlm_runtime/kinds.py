@@ -19,3 +19,6 @@ Role: TypeAlias = Literal[
 ]
 Precision: TypeAlias = Literal["fp32", "fp16", "int8", "int4"]
 CacheType: TypeAlias = Literal["float32", "float16", "int8"]
+
+IMAGE_ROLES: tuple[Role, ...] = ("vision", "project")
+"""The graphs from crops to the image tokens of a model that writes text."""

@@ -11,11 +11,10 @@ import numpy as np
 from edgevlm_runtime.decoder import Decoder, Step
 from edgevlm_runtime.engines import Array, FloatArray, Graph, SharedBuffers
 from edgevlm_runtime.image import Pixels
+from edgevlm_runtime.kinds import IMAGE_ROLES
 from edgevlm_runtime.kv_cache import KVCache
 from edgevlm_runtime.manifest import ImageSpec, PromptSpec, Role
 from edgevlm_runtime.vision import VisionTower
-
-IMAGE_ROLES: tuple[Role, ...] = ("vision", "project")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from edgevlm_runtime.bundle import Bundle
 from edgevlm_runtime.checksums import write_atomically
-from edgevlm_runtime.engines.choice import PACKAGES
+from edgevlm_runtime.engines.choice import ENGINES, PACKAGES
 from edgevlm_runtime.engines.threads import VARIABLE, physical_cores
 from edgevlm_runtime.errors import DamagedBundle
 from edgevlm_runtime.home import home
@@ -116,7 +116,7 @@ def _path() -> Path:
 def _valid(record: object) -> Tuned | None:
     with suppress(DamagedBundle):
         tuned = read_record(Tuned, record, "tuned.json")
-        if tuned.engine in PACKAGES and tuned.threads in LOAD_RANGES["threads"]:
+        if tuned.engine in ENGINES[1:] and tuned.threads in LOAD_RANGES["threads"]:
             return tuned
     return None
 

@@ -14,10 +14,9 @@ from edgevlm_runtime.errors import EngineError
 from edgevlm_runtime.frames import Frames, squash
 from edgevlm_runtime.graphs import Graphs
 from edgevlm_runtime.image import Pixels
-from edgevlm_runtime.manifest import ImageSpec, Role
+from edgevlm_runtime.kinds import IMAGE_ROLES
+from edgevlm_runtime.manifest import ImageSpec
 from edgevlm_runtime.preprocess import CropGrid, make_crops
-
-VISION_ROLES: tuple[Role, ...] = ("vision", "project")
 
 
 class VisionTower:
@@ -79,8 +78,8 @@ class VisionTower:
 
 def open_tower(spec: ImageSpec, graphs: Graphs) -> VisionTower:
     """The tower of a bundle, its graphs opened side by side; raises as `Graphs.open`."""
-    graphs.prefetch(*VISION_ROLES)
-    return VisionTower(spec, *(graphs.open(role) for role in VISION_ROLES))
+    graphs.prefetch(*IMAGE_ROLES)
+    return VisionTower(spec, *(graphs.open(role) for role in IMAGE_ROLES))
 
 
 def stitch(tiles: FloatArray, grid: CropGrid, margin: int) -> FloatArray:

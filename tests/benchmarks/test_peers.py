@@ -274,7 +274,7 @@ def test_a_bundle_runs_on_what_it_is_made_for() -> None:
     manifest = open_bundle(BUILT_IN_PATH).manifest
     assert engines_for(manifest) == ["onnxruntime"]
     graphs = {role: replace(graph, compiled={"openvino": "x.xml"}) for role, graph in manifest.graphs.items()}
-    assert engines_for(replace(manifest, graphs=graphs)) == ["onnxruntime", "openvino"]
+    assert engines_for(replace(manifest, graphs=graphs)) == ["onnxruntime", "openvino", "mixed"]
     (only,) = our_contestants([BUILT_IN_PATH], None)
     assert only.label == "EdgeVLM int8 onnxruntime (auto)"
     assert only.weights_bytes == sum(file.stat().st_size for file in BUILT_IN_PATH.glob("decoder.onnx*"))

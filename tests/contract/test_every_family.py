@@ -76,6 +76,12 @@ def in_openvino(bundles: dict[Precision, Path]) -> Iterator[Model]:
         yield opened
 
 
+@pytest.fixture(scope="module")
+def mixed(bundles: dict[Precision, Path]) -> Iterator[Model]:
+    with load(bundles["fp32"], LoadOptions(engine="mixed")) as opened:
+        yield opened
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_bundle_says_how_true_it_is(bundles: dict[Precision, Path], precision: Precision) -> None:
     report = open_bundle(bundles[precision]).manifest.fidelity
@@ -156,16 +162,17 @@ def test_threads_share_a_model_and_an_image(model: Model) -> None:
     assert found == [expected] * 4
 
 
-def test_engines_agree_on_every_token(model: Model, in_openvino: Model) -> None:
+def test_engines_agree_on_every_token(model: Model, in_openvino: Model, mixed: Model) -> None:
     """Also on later questions about an image, and on where things are."""
-    images = [each.encode(draw_image()) for each in (model, in_openvino)]
+    models = (model, in_openvino, mixed)
+    images = [each.encode(draw_image()) for each in models]
     for question in (QUESTION, "How many?", QUESTION):
-        answers = [each.query(image, question, SHORT) for each, image in zip((model, in_openvino), images, strict=True)]
-        assert answers[0].token_ids == answers[1].token_ids
+        answers = [each.query(image, question, SHORT) for each, image in zip(models, images, strict=True)]
+        assert answers[0].token_ids == answers[1].token_ids == answers[2].token_ids
     for task in {"detect", "point"} & set(model.manifest.tasks):
-        found = [getattr(each, task)(draw_image(), "cup", SHORT) for each in (model, in_openvino)]
+        found = [getattr(each, task)(draw_image(), "cup", SHORT) for each in models]
         places = [getattr(each, "objects" if task == "detect" else "points") for each in found]
-        assert places[0] == places[1]
+        assert places[0] == places[1] == places[2]
 
 
 def test_threads_share_an_image_in_openvino(in_openvino: Model) -> None:
@@ -179,7 +186,13 @@ def test_threads_share_an_image_in_openvino(in_openvino: Model) -> None:
 
 @pytest.mark.parametrize(
     ("precision", "engine"),
-    [("fp32", "onnxruntime"), ("fp32", "openvino"), ("int8", "onnxruntime"), ("int4", "onnxruntime")],
+    [
+        ("fp32", "onnxruntime"),
+        ("fp32", "openvino"),
+        ("fp32", "mixed"),
+        ("int8", "onnxruntime"),
+        ("int4", "onnxruntime"),
+    ],
 )
 def test_an_image_from_disk_answers_as_a_new_one(
     bundles: dict[Precision, Path], precision: Precision, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,7 @@ from edgevlm import bench
 from edgevlm.bench import Setting, answer_ms, fastest, measure, noise, settings_to_try, usual_setting
 from edgevlm.home import BUILT_IN_PATH
 from edgevlm_runtime.bundle import open_bundle
+from edgevlm_runtime.engines import choice
 from edgevlm_runtime.errors import EngineError, InvalidOption
 from edgevlm_runtime.manifest import NpuSpec
 from edgevlm_runtime.tuning import remember
@@ -25,7 +26,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty home, five threads, ONNX Runtime and OpenVINO."""
     monkeypatch.setenv("EDGEVLM_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("EDGEVLM_THREADS", "5")
-    monkeypatch.setattr(bench, "installed_engines", lambda: ("onnxruntime", "openvino", "qnn"))
+    monkeypatch.setattr(choice, "installed_engines", lambda: ("onnxruntime", "openvino", "qnn"))
 
 
 def test_every_engine_that_can_run_it_is_tried_with_all_and_half_of_the_cores() -> None:

@@ -143,17 +143,17 @@ def test_every_graph_has_ir_that_is_checksummed(exported: Export) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
-def test_the_bundle_answers_on_both_engines(exported: Export, precision: Precision) -> None:
+def test_the_bundle_answers_on_all_engines(exported: Export, precision: Precision) -> None:
     bundle = exported(precision)
     answers = []
-    for engine in ("onnxruntime", "openvino"):
+    for engine in ("onnxruntime", "openvino", "mixed"):
         result = verify_bundle(bundle, LoadOptions(engine=engine))
         assert result.engine == engine and all(check.passed for check in result.checks)
         with load(bundle, LoadOptions(engine=engine)) as model:
             image = model.encode(draw_image())
             answers.append([model.query(image, text, SHORT).token_ids for text in ("What is this?", "How many?")])
     if precision == "fp32":
-        assert answers[0] == answers[1]
+        assert answers[0] == answers[1] == answers[2]
 
 
 def test_ir_that_answers_otherwise_is_refused(

@@ -171,9 +171,14 @@ class FakeEngine:
     def __init__(self, decoder: TinyDecoder, on_run: Callable[[str], object] | None = None) -> None:
         self.decoder = decoder
         self._on_run = on_run
-        self.opened: list[str] = []
+        self.paths: list[Path] = []
+
+    @property
+    def opened(self) -> list[str]:
+        """The stems of what was opened, in order."""
+        return [path.stem for path in self.paths]
 
     def open(self, path: Path) -> Graph:
         assert path.is_file()
-        self.opened.append(path.stem)
+        self.paths.append(path)
         return self.decoder if path.stem == "decoder" else SmallGraph(path.stem, self._on_run)

@@ -242,7 +242,7 @@ def test_files_that_are_not_graphs(tmp_path: Path, capfd: pytest.CaptureFixture[
 
 
 def test_unknown_engine() -> None:
-    with pytest.raises(InvalidOption, match=r"'tensorrt' is unknown; known: auto, onnxruntime, openvino, qnn"):
+    with pytest.raises(InvalidOption, match=r"'tensorrt' is unknown; known: auto, onnxruntime, openvino, qnn, mixed"):
         open_engine("tensorrt", None)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from edgevlm_runtime.bundle import Bundle
 from edgevlm_runtime.engines import choice, installed_engines, open_engine
+from edgevlm_runtime.engines.choice import usable_engines
 from edgevlm_runtime.errors import EngineError, InvalidOption
 from edgevlm_runtime.graphs import Graphs
 from edgevlm_runtime.manifest import FileRecord, GraphSpec, Manifest, NpuSpec, Precision, Provenance
@@ -90,9 +91,44 @@ def test_openvino_for_a_decoder_needs_its_ir() -> None:
     with pytest.raises(InvalidOption) as error:
         open_engine("openvino", 1, manifest({"decoder": {}, "vision": IR}))
     assert str(error.value) == (
-        "spots has no OpenVINO IR of its decoder; export it with --openvino, or use --engine onnxruntime"
+        "spots has no OpenVINO IR of its decoder graph; export it with --openvino, or use --engine onnxruntime"
     )
     assert open_engine("openvino", 1, WRITES).name == "openvino"
+
+
+def test_mixed_needs_a_decoder_and_an_image_encoder_in_ir() -> None:
+    assert open_engine("mixed", 1, manifest({"decoder": {}, "vision": IR})).name == "mixed"
+    with pytest.raises(InvalidOption, match="spots has no OpenVINO IR of its vision graph; export it with --openvino"):
+        open_engine("mixed", 1, manifest({"decoder": {}, "vision": {}}))
+    with pytest.raises(InvalidOption, match="spots writes no text, so that there is nothing to mix"):
+        open_engine("mixed", 1, manifest({"vision": IR}))
+
+
+def test_mixed_opens_images_with_one_engine_and_tokens_with_the_other(tmp_path: Path) -> None:
+    for name in WRITES.files:
+        (tmp_path / name).touch()
+    fake = FakeEngine(TinyDecoder(vocab=8))
+    fake.name = "mixed"
+    graphs = Graphs(Bundle(root=tmp_path.resolve(), manifest=WRITES), fake)
+    graphs.open("vision")
+    graphs.open("decoder")
+    assert [path.name for path in fake.paths] == ["vision.xml", "decoder.onnx"]
+
+
+def test_engines_that_can_run_a_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert usable_engines(WRITES) == ["onnxruntime", "openvino", "mixed"]
+    assert usable_engines(manifest({"vision": IR, "decoder": {}})) == ["onnxruntime", "mixed"]
+    assert usable_engines(manifest({"vision": {}, "decoder": {}})) == ["onnxruntime"]
+    assert usable_engines(manifest({"vision": {}})) == ["onnxruntime", "openvino"]
+    monkeypatch.setattr(choice, "installed_engines", lambda: ("onnxruntime", "qnn"))
+    assert usable_engines(WRITES) == ["onnxruntime"]
+
+
+def test_images_that_mixed_encoded_are_known_by_both_versions() -> None:
+    open_engine("mixed", 1)
+    parts = [choice.engine_version(name) for name in ("onnxruntime", "openvino")]
+    assert all(" " in part for part in parts)
+    assert choice.engine_version("mixed") == f"mixed ({parts[0]}, {parts[1]})"
 
 
 def test_auto_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from edgevlm_runtime.engines.choice import ENGINES, INSTALL, choose, installed_engines, lacks_ir
+from edgevlm_runtime.engines.choice import ENGINES, INSTALL, MIXED, choose, installed_engines, unfit
 from edgevlm_runtime.engines.threads import thread_count
 from edgevlm_runtime.errors import EngineError, InvalidOption
 from edgevlm_runtime.manifest import Manifest
@@ -114,7 +114,7 @@ def open_engine(name: str = "auto", threads: int | None = None, manifest: Manife
 
     Raises:
         InvalidOption: an unknown name, a count that can not be used, "qnn" for a bundle that is not compiled for it,
-            or "openvino" for one that generates text and has no IR.
+            or "openvino" or "mixed" for one that has no IR, or no decoder, for it.
         EngineError: the engine is not installed, or "auto" for a bundle of an NPU that this machine does not have.
     """
     if name not in ENGINES:
@@ -124,10 +124,8 @@ def open_engine(name: str = "auto", threads: int | None = None, manifest: Manife
     npu = manifest is not None and manifest.npu is not None and manifest.npu.engine == name
     if name == "qnn" and manifest is not None and not npu:
         raise InvalidOption(f"{manifest.name} is not compiled for an NPU of engine qnn; export it with --npu")
-    if manifest is not None and lacks_ir(name, manifest):
-        raise InvalidOption(
-            f"{manifest.name} has no OpenVINO IR of its decoder; export it with --openvino, or use --engine onnxruntime"
-        )
+    if manifest is not None and (reason := unfit(name, manifest)) is not None:
+        raise InvalidOption(reason)
     try:
         return _load(name, count, npu=npu)
     except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: a plugin that can not be registered
@@ -146,6 +144,10 @@ def _load(name: str, threads: int, *, npu: bool) -> Engine:
         from edgevlm_runtime.engines.qnn import QnnEngine
 
         return QnnEngine(threads=threads)
+    if name == MIXED:
+        from edgevlm_runtime.engines.mixed import MixedEngine
+
+        return MixedEngine(threads=threads)
     from edgevlm_runtime.engines.onnxruntime import OnnxRuntimeEngine
 
     return OnnxRuntimeEngine(threads=threads)

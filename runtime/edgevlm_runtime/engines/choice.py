@@ -18,15 +18,25 @@ new, with loading and packing:
   peak with one image 2.15 / 2.53    1.55 / 1.93 GB
 
 Models in floating point gain nothing, and small ones lose: opening 0.5B takes OpenVINO as long as 2B.
+
+"mixed" takes images to OpenVINO and tokens to ONNX Runtime. "auto" never means it, because it takes more memory, which
+int4 is chosen to save. `edgevlm bench` measured in int4, with 64 tokens an answer (ONNX Runtime / OpenVINO / mixed):
+
+                      Moondream2 2B             TinyGPT-V
+  first, new process  12.2 / 15.4 / 11.7        15.3 / 22.4 / 14.6 s
+  another image       10.4 /  9.0 /  9.9        12.5 /  9.9 /  9.2 s
+  peak memory          1.9 /  2.0 /  2.1         2.8 /  2.8 /  3.0 GB
 """
 
 from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 
 from edgevlm_runtime.errors import EngineError
+from edgevlm_runtime.kinds import IMAGE_ROLES, Role
 from edgevlm_runtime.manifest import Manifest, NpuSpec
 
 # Each engine's package as Python imports it, and how to get it.
@@ -35,8 +45,11 @@ INSTALL = {
     "onnxruntime": "pip install onnxruntime",
     "openvino": 'pip install "edgevlm[openvino]"',
     "qnn": 'pip install "edgevlm[npu]"',
+    "mixed": 'pip install "edgevlm[openvino]"',
 }
-ENGINES = ("auto", *PACKAGES)
+_MIXED_OF = ("onnxruntime", "openvino")
+MIXED = "mixed"  # OpenVINO for images, ONNX Runtime for tokens: each at what it is faster at, with one copy of weights
+ENGINES = ("auto", *PACKAGES, MIXED)
 LARGE_BYTES = 800_000_000  # of a decoder's weights: between the 0.5B model's 370 MB and the 2B model's 1370
 
 
@@ -45,8 +58,24 @@ def installed_engines() -> tuple[str, ...]:
     return tuple(engine for engine, package in PACKAGES.items() if _is_installed(package))
 
 
+def usable_engines(manifest: Manifest) -> list[str]:
+    """The engines that are installed here and can run a bundle on the CPU."""
+    installed = set(installed_engines())
+    needs = {"onnxruntime": {"onnxruntime"}, "openvino": {"openvino"}, MIXED: set(_MIXED_OF)}
+    return [engine for engine, engines in needs.items() if engines <= installed and unfit(engine, manifest) is None]
+
+
+def engine_of(engine: str, role: Role) -> str:
+    """Which engine runs a graph of that role."""
+    if engine != MIXED:
+        return engine
+    return "openvino" if role in IMAGE_ROLES else "onnxruntime"
+
+
 def engine_version(engine: str) -> str:
     """An engine's name and, where its package is in use, the package's version."""
+    if engine == MIXED:
+        return f"{MIXED} ({', '.join(map(engine_version, _MIXED_OF))})"
     version = getattr(sys.modules.get(PACKAGES.get(engine, engine)), "__version__", None)
     return engine if version is None else f"{engine} {version}"
 
@@ -80,10 +109,22 @@ def choose(manifest: Manifest | None) -> str:
     return "openvino" if _gains_by_openvino(manifest) and "openvino" in installed_engines() else "onnxruntime"
 
 
-def lacks_ir(engine: str, manifest: Manifest) -> bool:
-    """Whether a bundle's decoder is none for that engine: OpenVINO's keep their cache, which ONNX files do not."""
-    decoder = manifest.graphs.get("decoder")
-    return engine == "openvino" and decoder is not None and "openvino" not in decoder.compiled
+def unfit(engine: str, manifest: Manifest) -> str | None:
+    """Why an engine can not run a bundle on the CPU, in one line with what to do; None where it can.
+
+    OpenVINO's decoders keep their cache, which ONNX files do not.
+    """
+    graphs = manifest.graphs
+    if engine == MIXED and "decoder" not in graphs:
+        return f"{manifest.name} writes no text, so that there is nothing to mix; use --engine openvino"
+    needed: Mapping[str, tuple[Role, ...]] = {"openvino": ("decoder",), MIXED: IMAGE_ROLES}
+    for role in needed.get(engine, ()):
+        if role in graphs and "openvino" not in graphs[role].compiled:
+            return (
+                f"{manifest.name} has no OpenVINO IR of its {role} graph; export it with --openvino, or use "
+                "--engine onnxruntime"
+            )
+    return None
 
 
 def _gains_by_openvino(manifest: Manifest) -> bool:
