@@ -152,9 +152,9 @@ def _about(results: Results) -> str:
         f"{results.shapes.title} shapes, {weights}, {workload.threads} threads: a new image of one crop, "
         f"{workload.prefix_tokens} positions, a question of {workload.question_tokens} tokens, "
         f"{workload.answer_tokens} greedy tokens. Medians; ± is the width of the middle half of the runs. "
-        "(auto) marks the engine that a bundle gets without choosing. "
+        "(auto) marks the engine that a bundle gets without choosing."
     )
-    return text + (f"llama.cpp's settings, the best that were found: {'; '.join(settings)}." if settings else "")
+    return text + (f" llama.cpp's settings, the best that were found: {'; '.join(settings)}." if settings else "")
 
 
 def _column(results: Results, name: str, style: Callable[[Figure], str], most: bool) -> list[str]:
