@@ -118,7 +118,7 @@ def _llama(config: LlamaConfig) -> Any:
         num_hidden_layers=config.n_layers,
         num_attention_heads=config.n_heads,
         num_key_value_heads=config.n_kv_heads,
-        max_position_embeddings=config.max_context,
+        max_position_embeddings=131_072,  # as published; transformers complains of fewer than the scaling speaks of
         rms_norm_eps=config.norm_eps,
         rope_theta=config.rope_theta,
         rope_scaling=None if scaling is None else {"rope_type": "llama3", **asdict(scaling)},

@@ -150,13 +150,13 @@ def test_a_graph_keeps_no_buffers_alive(attention: Graph) -> None:
 def test_threads_rest_between_runs(linear: tuple[Graph, np.ndarray], tmp_path: Path) -> None:
     """The next graph needs the cores: ONNX Runtime's threads would go on spinning for tens of milliseconds."""
     graph = open_engine("onnxruntime", threads=2).open(tmp_path / "linear.onnx")
-    idle = 0.0
+    used = []
     for _ in range(5):
         graph.run({"x": np.ones((4000, 64), np.float32)})
         start = time.process_time()
         time.sleep(0.05)
-        idle += time.process_time() - start
-    assert idle < 0.02
+        used.append(time.process_time() - start)
+    assert min(used) < 0.002, "other threads of this process may work now and then"
 
 
 def test_threads_share_a_graph(attention: Graph) -> None:
