@@ -20,9 +20,10 @@ new, with loading and packing:
 Models in floating point gain nothing, and small ones lose: opening 0.5B takes OpenVINO as long as 2B.
 
 "mixed" takes images to OpenVINO and tokens to ONNX Runtime. "auto" never means it, because it takes more memory, which
-int4 is chosen to save. `edgevlm bench` measured in int4, with 64 tokens an answer (ONNX Runtime / OpenVINO / mixed):
+int4 is chosen to save. `edgevlm bench` measured in int4, with 64 tokens an answer (ONNX Runtime / OpenVINO / mixed), by
+parameters of the image encoder and of the decoder:
 
-                      Moondream2 2B             TinyGPT-V
+                      0.4B and 1.4B             1.1B and 2.8B
   first, new process  12.2 / 15.4 / 11.7        15.3 / 22.4 / 14.6 s
   another image       10.4 /  9.0 /  9.9        12.5 /  9.9 /  9.2 s
   peak memory          1.9 /  2.0 /  2.1         2.8 /  2.8 /  3.0 GB
