@@ -116,7 +116,7 @@ def _path() -> Path:
 def _valid(record: object) -> Tuned | None:
     with suppress(DamagedBundle):
         tuned = read_record(Tuned, record, "tuned.json")
-        if tuned.engine in ENGINES[1:] and tuned.threads in LOAD_RANGES["threads"]:
+        if tuned.engine != "auto" and tuned.engine in ENGINES and tuned.threads in LOAD_RANGES["threads"]:
             return tuned
     return None
 

@@ -101,14 +101,14 @@ class OnnxGraph:
 
 
 class _Binding:
-    """Where one caller's arrays are. Outputs that are not shared come first, and the engine allocates them."""
+    """Where one caller's arrays are. Shared outputs come first; the others are allocated by the engine."""
 
     def __init__(self, session: ort.InferenceSession, signature: Signature, shared: Sequence[Shared] = ()) -> None:
         """Raises as `Signature.without`."""
         self._session = session
         self._signature = signature.without(shared)
+        self._n_shared = len(shared)
         self._binding = session.io_binding()
-        self._bind_fresh_outputs()
         for buffer in shared:
             place = ("cpu", 0, buffer.array.dtype, buffer.array.shape, buffer.array.ctypes.data)
             self._binding.bind_input(buffer.input, *place)
@@ -126,15 +126,12 @@ class _Binding:
         contiguous = {name: np.asarray(array, order="C") for name, array in inputs.items()}
         for name, array in contiguous.items():
             self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        self._bind_fresh_outputs()
-        self._session.run_with_iobinding(self._binding, _run_options(contiguous))
-        values = self._binding.get_outputs_as_ortvaluevector()
-        return {name: values[index].numpy() for index, name in enumerate(self._signature.outputs)}
-
-    def _bind_fresh_outputs(self) -> None:
-        """For each run: the engine would write into what it gave in the last one, which may have had another shape."""
+        # Anew for each run: the engine would write into what it gave in the last one, which may have had another shape.
         for name in self._signature.outputs:
             self._binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(self._binding, _run_options(contiguous))
+        values = self._binding.get_outputs_as_ortvaluevector()
+        return {name: values[index].numpy() for index, name in enumerate(self._signature.outputs, self._n_shared)}
 
 
 def _ports(nodes: list[Any]) -> list[Port]:

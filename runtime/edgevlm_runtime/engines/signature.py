@@ -48,7 +48,8 @@ class Signature:
         Raises:
             EngineError: a name, dtype or shape is wrong, or a buffer can not be written in place.
         """
-        given, updated = ([getattr(buffer, kind) for buffer in shared] for kind in ("input", "output"))
+        given = [buffer.input for buffer in shared]
+        updated = [buffer.output for buffer in shared]
         self._check_names(given, self.inputs, "input", complete=False)
         self._check_names(updated, self.outputs, "output", complete=False)
         for buffer in shared:
